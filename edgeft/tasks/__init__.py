@@ -1,0 +1,75 @@
+"""Tasks: where questions come from and how an answer is read. A task is one small file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeft.errors import UserError, near
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        id: stable for a task, split and seed.
+        question: what the model is asked.
+        solution: the worked solution that training teaches, ending in ``#### answer``.
+        answer: the answer alone, in the form that the task's reader returns.
+        group: ``""`` or the name of a part reported apart, such as ``"unseen templates"``.
+    """
+
+    id: str
+    question: str
+    solution: str
+    answer: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint by question: no evaluation question is among the training or held-out ones."""
+
+    train: list[Question]
+    heldout: list[Question]
+    evaluation: list[Question]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many questions of each kind to make. ``unseen`` come on top of ``evaluation``."""
+
+    train: int
+    heldout: int
+    evaluation: int
+    unseen: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """``make(sizes, seed)`` gives the questions; ``read(text)`` the answer in a completion or None."""
+
+    name: str
+    about: str
+    make: Callable[[Sizes, int], Splits]
+    read: Callable[[str], str | None]
+
+
+def tasks() -> dict[str, Task]:
+    """Every task by name."""
+    from edgeft.tasks import wordmath
+
+    return {wordmath.TASK.name: wordmath.TASK}
+
+
+def find(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = tasks()
+    if name not in known:
+        raise UserError(f"unknown task '{name}'{near(name, tuple(known))}")
+    return known[name]
