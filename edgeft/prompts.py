@@ -1,0 +1,146 @@
+"""Chat template and tokenization, done once on the host: questions become token ids.
+
+Every runtime on every device gets these ids, so a score can only differ because of the weights or
+the arithmetic (DESIGN, decision 1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft import child
+from edgeft.errors import UserError
+from edgeft.tasks import Question
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question as the model sees it.
+
+    Attributes:
+        id: the question's.
+        group: the question's, ``""`` or a part reported apart.
+        question: what people read.
+        prompt: token ids up to where the answer begins.
+        gold: token ids of the worked solution and the end of the turn.
+        answer: the answer alone.
+        text: the rendered prompt, for checking other tokenizers against ``prompt``.
+    """
+
+    id: str
+    group: str
+    question: str
+    prompt: list[int]
+    gold: list[int]
+    answer: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the tokenizer and the chat template say about a model.
+
+    Attributes:
+        stop: ids that end a completion.
+        chat: whether the prompts were made by the model's chat template.
+    """
+
+    stop: list[int]
+    chat: bool
+
+
+def read_items(path: Path) -> list[Item]:
+    """The questions in a JSON-lines file."""
+    with path.open(encoding="utf-8") as lines:
+        return [Item(**json.loads(line)) for line in lines]
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+
+
+def encode(folder: Path, splits: dict[str, Sequence[Question]], out: Path) -> Encoded:
+    """Write ``<split>.jsonl`` for each split into ``out``, by the tokenizer of a model folder.
+
+    Raises:
+        UserError: the folder has no usable tokenizer, or its chat template does not render.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} has no usable tokenizer: {reason}") from error
+    chat = bool(tokenizer.chat_template)
+    stop = set(_generation_stops(folder))
+    if tokenizer.eos_token_id is not None:
+        stop.add(tokenizer.eos_token_id)
+    for name, questions in splits.items():
+        items = [_item(tokenizer, question, chat) for question in questions]
+        stop |= {item.gold[-1] for item in items}
+        write_items(out / f"{name}.jsonl", items)
+    tokenizer.save_pretrained(out / "tokenizer")
+    return Encoded(sorted(stop), chat)
+
+
+def _generation_stops(folder: Path) -> list[int]:
+    path = folder / "generation_config.json"
+    eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def _item(tokenizer: Any, question: Question, chat: bool) -> Item:
+    if chat:
+        prompt_text, rest = _render(tokenizer, question)
+        prompt = tokenizer.encode(prompt_text, add_special_tokens=False)
+        end = _end_of_turn(tokenizer, rest)
+    else:
+        prompt_text = f"Question: {question.question}\nAnswer:"
+        prompt = tokenizer.encode(prompt_text)
+        end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("the tokenizer has neither an end-of-turn nor an end-of-text token")
+    # A plain prompt ends without a space, which then belongs to the answer's first token.
+    solution = question.solution if chat else " " + question.solution
+    gold = [*tokenizer.encode(solution, add_special_tokens=False), end]
+    return Item(
+        question.id, question.group, question.question, prompt, gold, question.answer, prompt_text
+    )
+
+
+def _render(tokenizer: Any, question: Question) -> tuple[str, str]:
+    """The prompt, and what the template puts behind the solution."""
+    turns = [{"role": "user", "content": question.question}]
+    try:
+        prompt: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        turns.append({"role": "assistant", "content": question.solution})
+        whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # whatever a model's own Jinja raises
+        raise UserError(f"the model's chat template does not render: {error}") from error
+    return prompt, whole.rpartition(question.solution)[2]
+
+
+def _end_of_turn(tokenizer: Any, rest: str) -> int | None:
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ids: list[int] = tokenizer.encode(rest, add_special_tokens=False)
+    eos: int | None = tokenizer.eos_token_id
+    return next((i for i in ids if i in special), eos)
+
+
+def _work(request: Any, emit: Callable[..., None]) -> None:
+    splits = {name: [Question(**q) for q in qs] for name, qs in request["splits"].items()}
+    encoded = encode(Path(request["folder"]), splits, Path(request["out"]))  # type: ignore[arg-type]
+    emit("encoded", **asdict(encoded))
+
+
+if __name__ == "__main__":
+    child.serve(_work)
