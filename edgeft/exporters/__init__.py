@@ -1,0 +1,1 @@
+"""From weights to artifacts: merge, write, quantize, verify."""

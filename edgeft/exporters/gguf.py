@@ -1,0 +1,198 @@
+"""A model folder to a 16-bit GGUF, by the official ``gguf`` package.
+
+What llama.cpp's ``convert_hf_to_gguf.py`` does for the architectures below; its checkout
+(``--llama-cpp DIR``) covers the others.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeft import child, model, tokenizer
+from edgeft.errors import UserError
+
+# Hugging Face's name to GGUF's. Llama's query and key rows are interleaved for GGUF's rotary order.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+_ROPE_TYPES = ("default", "llama3")
+
+
+def check_supported(folder: Path, llama_cpp: Path | None) -> None:
+    """Refuse, before any training, a model that could not be exported afterwards.
+
+    Raises:
+        UserError: with what is supported.
+    """
+    if llama_cpp is not None:
+        if not (llama_cpp / "convert_hf_to_gguf.py").is_file():
+            raise UserError(f"{llama_cpp} is no llama.cpp checkout: no convert_hf_to_gguf.py there")
+        return
+    config = model.config(folder)
+    architecture = (config.get("architectures") or ["none"])[0]
+    known = ", ".join(ARCHITECTURES)
+    advice = "give llama.cpp's own converter with --llama-cpp DIR"
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"cannot export {architecture} to GGUF (supported: {known}); {advice}")
+    if (rope := _rope(config)[0]) not in _ROPE_TYPES:
+        raise UserError(f"cannot export rotary type '{rope}' to GGUF; {advice}")
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(tokenizer.unsupported(folder))
+    from tokenizers import Tokenizer
+
+    if tokenizer.pre_tokenizer_name(Tokenizer.from_file(str(folder / "tokenizer.json"))) is None:
+        raise UserError(tokenizer.unsupported(folder))
+
+
+def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -> None:
+    """Write ``out`` (GGUF, matrices float16, vectors float32) from a model folder.
+
+    Args:
+        name: ``general.name`` in the file.
+        llama_cpp: a llama.cpp checkout whose converter is used instead of ours.
+
+    Raises:
+        UserError: the architecture or tokenizer is not supported, or a weight exceeds float16.
+    """
+    if llama_cpp is not None:
+        _convert_by_checkout(folder, out, name, llama_cpp)
+        return
+    import gguf
+
+    config = model.config(folder)
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    writer = gguf.GGUFWriter(out, architecture)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_hyperparameters(writer, config)
+    tokenizer.to_gguf(writer, folder, config["vocab_size"])
+    _add_tensors(writer, folder, config, architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(_rope(config)[1].get("rope_theta", 10000.0))
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _rope(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The rotary type and its parameters, from transformers 5's key or the older ones."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
+    return kind, {**parameters, "rope_theta": theta}
+
+
+def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
+    import gguf
+    import numpy as np
+
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    tied = config.get("tie_word_embeddings", False)
+    if (factors := _rope_factors(config)) is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+    for key, tensor in _tensors(folder):
+        if (tied and key == "lm_head.weight") or key.endswith("rotary_emb.inv_freq"):
+            continue
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise UserError(f"{folder}: tensor {key} has no place in a {architecture} GGUF")
+        if architecture == "llama" and ".q_proj." in key:
+            tensor = _interleave(tensor, heads)
+        elif architecture == "llama" and ".k_proj." in key:
+            tensor = _interleave(tensor, kv_heads)
+        if tensor.ndim > 1:
+            if float(np.abs(tensor).max()) > np.finfo(np.float16).max:
+                raise UserError(
+                    f"{folder}: {key} has values beyond float16, GGUF F16 cannot hold it"
+                )
+            tensor = tensor.astype(np.float16)
+        writer.add_tensor(name, tensor)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                yield key, tensors.get_tensor(key).float().numpy()
+
+
+def _interleave(tensor: Any, heads: int) -> Any:
+    """Rows [head, half, pair] to [head, pair, half], as llama.cpp's converter permutes them."""
+    shape = tensor.shape
+    return (
+        tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    )
+
+
+def _rope_factors(config: dict[str, Any]) -> list[float] | None:
+    """Llama 3.1's frequency factors (transformers' ``_compute_llama3_parameters``), or None."""
+    kind, rope = _rope(config)
+    if kind != "llama3":
+        return None
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    context, factor = rope["original_max_position_embeddings"], rope["factor"]
+    factors = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / head_dim)
+        smooth = min(max((context / wavelength - low) / (high - low), 0.0), 1.0)
+        factors.append(1.0 / ((1.0 - smooth) / factor + smooth))
+    return factors
+
+
+def _convert_by_checkout(folder: Path, out: Path, name: str, checkout: Path) -> None:
+    script = checkout / "convert_hf_to_gguf.py"
+    command = [sys.executable, str(script), str(folder), "--outtype", "f16"]
+    done = subprocess.run(
+        [*command, "--outfile", str(out), "--model-name", name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode or not out.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise UserError(f"{script} failed: {lines[-1].strip()}")
+
+
+def _work(request: Any, emit: Callable[..., None]) -> None:
+    checkout = request["llama_cpp"]
+    convert(
+        Path(request["folder"]),
+        Path(request["out"]),
+        request["name"],
+        Path(checkout) if checkout else None,
+    )
+
+
+if __name__ == "__main__":
+    child.serve(_work)
