@@ -1,0 +1,5 @@
+"""``python -m edgeft`` is ``edgeft``."""
+
+from edgeft.cli import main
+
+main()

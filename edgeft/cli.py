@@ -1,0 +1,288 @@
+"""The commands: parse, call, print. Heavy libraries are imported inside a command only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeft import __version__
+from edgeft.errors import UserError
+
+if TYPE_CHECKING:
+    from edgeft.recipe import Recipe
+
+app = typer.Typer(
+    help="Fine-tune a small language model, ship it, and know whether the benefit survived.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipeFile = Annotated[Path | None, typer.Argument(help="A recipe (YAML); none: the default one.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Out = Annotated[Path | None, typer.Option(help="The run directory.")]
+Model = Annotated[str | None, typer.Option(help="Hub id, model folder, GGUF file or smollm2-135m.")]
+TaskName = Annotated[str | None, typer.Option("--task", help="A task; see edgeft tasks.")]
+Method = Annotated[str | None, typer.Option(help="How to train: lora.")]
+Adapter = Annotated[Path | None, typer.Option(help="A PEFT adapter, instead of training.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="A target or a format; see edgeft targets. Repeatable."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of questions and training.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as train.lr=1e-4."),
+]
+LlamaCpp = Annotated[
+    Path | None, typer.Option("--llama-cpp", help="A llama.cpp checkout: use its converter.")
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+
+
+@app.command()
+def run(
+    recipe_file: RecipeFile = None,
+    out: Out = None,
+    model: Model = None,
+    task: TaskName = None,
+    method: Method = None,
+    adapter: Adapter = None,
+    target: Targets = None,
+    seed: Seed = None,
+    set_: Set = None,
+    llama_cpp: LlamaCpp = None,
+    as_json: Json = False,
+) -> None:
+    """Everything: train, merge, export, bench, report."""
+    from edgeft import catalog, stages
+
+    given = _recipe(recipe_file, model, task, method, adapter, target, seed, llama_cpp, set_)
+    targets = catalog.find_targets(given.export.targets)
+    with stages.opened(out or _default_out(recipe_file), given) as this:
+        stages.prepare(this)
+        stages.train(this)
+        stages.merged(this)
+        stages.bench_host(this)
+        stages.export(this, targets)
+        for device in given.bench.devices:
+            stages.bench_device(this, catalog.find_device(device))
+        _report(this.path, as_json)
+
+
+@app.command()
+def train(
+    recipe_file: RecipeFile = None,
+    out: Out = None,
+    model: Model = None,
+    task: TaskName = None,
+    method: Method = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Fine-tune, and merge the adapter."""
+    from edgeft import stages
+
+    given = _recipe(recipe_file, model, task, method, None, None, seed, None, set_)
+    with stages.opened(out or _default_out(recipe_file), given) as this:
+        stages.prepare(this)
+        stages.train(this)
+        stages.merged(this)
+        print(this.path / "merged")
+
+
+@app.command()
+def export(
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A trained run directory.")
+    ] = None,
+    target: Targets = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    task: TaskName = None,
+    out: Out = None,
+    set_: Set = None,
+    llama_cpp: LlamaCpp = None,
+) -> None:
+    """Export base and tuned, of a run or of any PEFT adapter (--model BASE --adapter DIR)."""
+    from edgeft import catalog, stages
+
+    given = None
+    if run_folder is None:
+        if not (model and adapter):
+            raise UserError("give a run directory, or --model BASE --adapter DIR")
+        run_folder = out or Path("runs") / adapter.resolve().name
+        given = _recipe(None, model, task, None, adapter, target, None, llama_cpp, set_)
+    elif model or adapter or task or out or set_ or llama_cpp:
+        raise UserError("a run directory brings its own model, adapter, task and settings")
+    with stages.opened(run_folder, given) as this:
+        targets = catalog.find_targets(target or this.recipe.export.targets)
+        stages.prepare(this)
+        stages.export(this, targets)
+        for one in targets:
+            print(this.path / "export" / one.name)
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="What to bench.")],
+    device: Annotated[
+        list[str] | None, typer.Option(help="A device; the run's own ones otherwise.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where a bundle's results go; else BUNDLE/bench.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score and time what is exported: every target of a run, or one bundle."""
+    from edgeft import catalog, stages
+
+    if (folder / "manifest.json").is_file():
+        _bench_bundle(folder, out or folder / "bench", (device or ["local"])[0], as_json)
+        return
+    with stages.opened(folder) as this:
+        stages.bench_host(this)
+        for name in device or this.recipe.bench.devices:
+            stages.bench_device(this, catalog.find_device(name))
+        _report(this.path, as_json)
+
+
+def _bench_bundle(bundle: Path, out: Path, device: str, as_json: bool) -> None:
+    from edgeft import catalog, stages
+    from edgeft.recipe import BenchSettings
+    from edgeft.survival import summarize
+
+    stages.bench_bundle(bundle, out, BenchSettings(), catalog.find_device(device))
+    summary = summarize(out)
+    print(json.dumps(summary, indent=2) if as_json else _lines_of(summary))
+
+
+@app.command()
+def report(run_folder: RunFolder, as_json: Json = False) -> None:
+    """Write report.json, report.md and report.html, and print the verdict."""
+    from edgeft import run as runs
+
+    _report(runs.check(run_folder), as_json)
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """What can be exported."""
+    from edgeft import catalog
+
+    rows = [(t.name, t.runtime, t.about) for t in catalog.targets().values()]
+    _table(("target", "runtime", "about"), rows, as_json)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """Where questions come from."""
+    from edgeft import tasks as known
+
+    _table(("task", "about"), [(t.name, t.about) for t in known.tasks().values()], as_json)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """Where artifacts are scored."""
+    from edgeft import catalog
+
+    rows = [(d.name, d.transport, d.about) for d in catalog.devices().values()]
+    _table(("device", "transport", "about"), rows, as_json)
+
+
+def _recipe(
+    file: Path | None,
+    model: str | None,
+    task: str | None,
+    method: str | None,
+    adapter: Path | None,
+    targets: list[str] | None,
+    seed: int | None,
+    llama_cpp: Path | None,
+    overrides: list[str] | None,
+) -> Recipe:
+    from edgeft import catalog, recipe
+    from edgeft import tasks as known
+
+    flags: dict[str, Any] = {
+        "model": model,
+        "task.name": task,
+        "train.method": method,
+        "adapter": str(adapter) if adapter else None,
+        "export.targets": targets,
+        "export.llama_cpp": str(llama_cpp) if llama_cpp else None,
+        "seed": seed,
+    }
+    settings = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    settings += overrides or []
+    given = recipe.load(file, settings) if file else recipe.parse("", settings)
+    known.find(given.task.name)
+    catalog.find_targets(given.export.targets)
+    return given
+
+
+def _default_out(recipe_file: Path | None) -> Path:
+    return Path("runs") / (recipe_file.stem if recipe_file else "default")
+
+
+def _report(path: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from edgeft import report as reports
+    from edgeft.report import terminal
+
+    result = reports.write(path)
+    if as_json:
+        print((path / "report.json").read_text(), end="")
+    else:
+        terminal.show(result, Console())
+        print(f"{path / 'report.html'}")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _lines_of(summary: dict[str, Any]) -> str:
+    return "\n".join(f"{name:>16}  {value}" for name, value in summary.items())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"edgeft: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("edgeft: stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None

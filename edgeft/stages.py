@@ -1,0 +1,339 @@
+"""The stages of a run, in the order in which data flows: data, train, merge, export, bench, report.
+
+Each says what its result depends on; :func:`edgeft.run.stage` decides whether it must be done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft import __version__, bench, catalog, child, model, recipe, run, tasks
+from edgeft.catalog import Device, Target
+from edgeft.errors import UserError
+from edgeft.exporters import gguf, merge
+from edgeft.progress import Update, say, shown
+from edgeft.recipe import Recipe
+
+WEIGHTS = ("base", "tuned")
+HOST = "host"
+Hashes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A locked run directory, its recipe, and the hashes of files seen so far."""
+
+    path: Path
+    recipe: Recipe
+    hashes: Hashes
+
+    def folder(self, weights: str) -> Path:
+        """The model folder of base or tuned."""
+        return self.path / "merged" if weights == "tuned" else _base(self)
+
+    def sha256(self, paths: Iterable[Path]) -> dict[str, str]:
+        """File name to SHA-256."""
+        return {path.name: run.sha256(path, self.hashes) for path in paths}
+
+
+@contextmanager
+def opened(path: Path, settings: Recipe | None = None) -> Iterator[Run]:
+    """Lock a run directory. With settings it is made, or given these; without, it must exist.
+
+    Raises:
+        UserError: it is no run, cannot be written, or another process works on it.
+    """
+    run.create(path) if settings else run.check(path)
+    with run.locked(path), run.hash_cache(path) as hashes:
+        if settings:
+            (path / "recipe.yaml").write_text(recipe.dump(settings), encoding="utf-8")
+        yield Run(path, settings or recipe.load(path / "recipe.yaml"), hashes)
+
+
+def prepare(this: Run) -> None:
+    """The base model's folder and the questions as token ids; refuses what could not be exported."""
+    place = model.source(this.recipe.model)
+    if isinstance(place, Path) and place.is_file():
+        _stage(
+            f"model {this.recipe.model}: dequantize",
+            this.path / "base",
+            {"gguf": run.sha256(place, this.hashes)},
+            lambda out, _: model.resolve(this.recipe.model, out),
+        )
+    base = _base(this)
+    targets = catalog.find_targets(this.recipe.export.targets)
+    for name in this.recipe.bench.devices:
+        catalog.find_device(name)
+    if any(target.format == "gguf" for target in targets):
+        gguf.check_supported(base, _checkout(this))
+    if this.recipe.adapter:
+        merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, _weights_id(this))
+    settings = this.recipe.task
+    inputs = {
+        "edgeft": __version__,
+        "task": asdict(settings),
+        "seed": this.recipe.seed,
+        "tokenizer": this.sha256(p for p in model.weight_files(base) if "token" in p.name),
+        "template": this.sha256(base.glob("chat_template.jinja")),
+    }
+    task = tasks.find(settings.name)
+    _stage("questions", this.path / "data", inputs, lambda out, _: _encode(this, task, base, out))
+
+
+def train(this: Run) -> None:
+    """Train the adapter, unless the recipe brings one."""
+    if this.recipe.adapter:
+        say(f"· train: the adapter is {this.recipe.adapter}")
+        return
+    from edgeft import train as training
+
+    settings = this.recipe.train
+    data = this.path / "data"
+    inputs = {
+        "base": _weights_id(this),
+        "data": this.sha256([data / "train.jsonl", data / "heldout.jsonl"]),
+        "settings": asdict(settings),
+        "seed": this.recipe.seed,
+    }
+
+    def work(out: Path, update: Update) -> None:
+        training.train(_base(this), data, out, settings, this.recipe.seed, update)
+        run.write_json(out / "adapter" / "edgeft.json", {"base_sha256": _weights_id(this)})
+
+    _stage(f"train {settings.method}", this.path / "train", inputs, work)
+
+
+def merged(this: Run) -> None:
+    """The adapter in the base's weights."""
+    adapter = Path(this.recipe.adapter) if this.recipe.adapter else this.path / "train" / "adapter"
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"{this.path} is not trained yet: edgeft train --out {this.path}")
+    heldout = this.path / "data" / "heldout.jsonl"
+    request = {"base": str(_base(this)), "adapter": str(adapter), "heldout": str(heldout)}
+    inputs = {
+        "base": _weights_id(this),
+        "adapter": this.sha256(
+            [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
+        ),
+    }
+    _stage(
+        "merge",
+        this.path / "merged",
+        inputs,
+        lambda out, _: child.run("edgeft.exporters.merge", {**request, "out": str(out)}),
+    )
+
+
+def export(this: Run, targets: list[Target]) -> None:
+    """Every target for base and tuned, verified, as bundles."""
+    merged(this)
+    for weights in WEIGHTS:
+        _sixteen_bit(this, weights)
+        for target in targets:
+            _bundle(this, target, weights)
+
+
+def bench_host(this: Run) -> None:
+    """Score base and tuned in full precision where they were trained: the reference."""
+    data = this.path / "data"
+    facts = json.loads((data / "data.json").read_text())
+    for weights in WEIGHTS:
+        folder = this.folder(weights)
+        job = bench.Job(
+            runtime="transformers",
+            artifact=folder,
+            evaluation=data / "evaluation.jsonl",
+            tokenizer=data / "tokenizer" / "tokenizer.json",
+            task=facts["task"],
+            max_new_tokens=this.recipe.bench.max_new_tokens,
+            stop=facts["stop"],
+            context=_context(this, facts),
+            parallel=this.recipe.bench.parallel,
+        )
+        inputs = {
+            "model": this.sha256(model.weight_files(folder)),
+            "evaluation": this.sha256([job.evaluation]),
+            "max_new_tokens": job.max_new_tokens,
+            "stop": job.stop,
+        }
+
+        def work(out: Path, update: Update, job: bench.Job = job) -> None:
+            bench.accuracy(job, out, update)
+
+        _stage(f"score {weights} on the host", this.path / "bench" / HOST / weights, inputs, work)
+    run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
+
+
+def bench_device(this: Run, device: Device) -> None:
+    """Score and time every bundle of the run."""
+    bundles = sorted(path.parent for path in (this.path / "export").glob("*/*/manifest.json"))
+    if not bundles:
+        raise UserError(f"nothing is exported yet: edgeft export {this.path} --target gguf")
+    for bundle in bundles:
+        bench_bundle(
+            bundle,
+            this.path / "bench" / device.name / bundle.parent.name / bundle.name,
+            this.recipe.bench,
+            device,
+            timed=bundle.name == "tuned",  # base has the same shape and bytes
+        )
+    run.write_json(this.path / "bench" / device.name / "machine.json", bench.machine_facts())
+
+
+def bench_bundle(
+    bundle: Path, out: Path, settings: recipe.BenchSettings, device: Device, *, timed: bool = True
+) -> None:
+    """Score one bundle, and time it, into the folder ``out``."""
+    job = bench.job_of_bundle(bundle, threads=device.threads, parallel=settings.parallel)
+    inputs: dict[str, Any] = {
+        "manifest": run.sha256(bundle / "manifest.json"),
+        "parallel": settings.parallel,
+        "threads": device.threads,
+    }
+    shape = {
+        "prompt_tokens": settings.latency_prompt_tokens,
+        "new_tokens": settings.latency_new_tokens,
+        "repetitions": settings.latency_repetitions,
+    }
+    if timed:
+        inputs["latency"] = shape
+
+    def work(partial: Path, update: Update) -> None:
+        bench.accuracy(job, partial, update)
+        if timed:
+            bench.latency(job, partial, **shape)
+
+    _stage(f"bench {bundle.parent.name} {bundle.name}", out, inputs, work)
+
+
+def _stage(title: str, out: Path, inputs: dict[str, Any], work: Any) -> None:
+    if run.is_done(out, run.fingerprint(inputs)):
+        say(f"· {title}: up to date")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with shown(title) as update:
+        run.stage(out, inputs, lambda partial: work(partial, update))
+
+
+def _base(this: Run) -> Path:
+    place = model.source(this.recipe.model)
+    if isinstance(place, Path) and place.is_file():
+        return this.path / "base"
+    return model.resolve(this.recipe.model, this.path / "base")
+
+
+def _weights_id(this: Run) -> str:
+    return run.fingerprint(this.sha256(model.weight_files(_base(this))))
+
+
+def _checkout(this: Run) -> Path | None:
+    return Path(this.recipe.export.llama_cpp) if this.recipe.export.llama_cpp else None
+
+
+def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
+    sizes = this.recipe.task
+    splits = task.make(
+        tasks.Sizes(sizes.train, sizes.heldout, sizes.evaluation, sizes.unseen), this.recipe.seed
+    )
+    request = {"folder": str(base), "out": str(out), "splits": asdict(splits)}
+    encoded = child.run("edgeft.prompts", request)[-1]
+    run.write_json(
+        out / "data.json",
+        {"task": task.name, "stop": encoded["stop"], "chat_template": encoded["chat"]},
+    )
+
+
+def _context(this: Run, facts: dict[str, Any]) -> int:
+    """Tokens that the longest question needs, prompt and continuation together."""
+    lengths = [0]
+    with (this.path / "data" / "evaluation.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            item = json.loads(line)
+            new = max(this.recipe.bench.max_new_tokens, len(item["gold"]))
+            lengths.append(len(item["prompt"]) + new)
+    return max(lengths)
+
+
+def _sixteen_bit(this: Run, weights: str) -> None:
+    """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
+    folder = this.folder(weights)
+    evaluation = this.path / "data" / "evaluation.jsonl"
+    name = f"{model.name_of(this.recipe.model)}-{weights}"
+    checkout = this.recipe.export.llama_cpp
+    inputs = {
+        "model": this.sha256(model.weight_files(folder)),
+        "evaluation": this.sha256([evaluation]),
+        "llama_cpp": checkout,
+        "name": name,
+    }
+
+    def work(out: Path, _: Update) -> None:
+        request = {"folder": str(folder), "name": name, "llama_cpp": checkout}
+        artifact = out / "model.gguf"
+        child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
+        run.write_json(out / "verify.json", _verify(artifact, folder, evaluation, logits=True))
+
+    _stage(f"export {weights} in 16 bits, verify", this.path / "gguf" / weights, inputs, work)
+
+
+def _bundle(this: Run, target: Target, weights: str) -> None:
+    data, folder = this.path / "data", this.folder(weights)
+    source = this.path / "gguf" / weights / "model.gguf"
+    facts = json.loads((data / "data.json").read_text())
+    evaluation, words = data / "evaluation.jsonl", data / "tokenizer" / "tokenizer.json"
+    manifest = {
+        "schema": 1,
+        "model": this.recipe.model,
+        "weights": weights,
+        "target": target.name,
+        "runtime": target.runtime,
+        "artifact": "model.gguf",
+        "task": facts["task"],
+        "max_new_tokens": this.recipe.bench.max_new_tokens,
+        "stop": facts["stop"],
+        "context": _context(this, facts),
+    }
+    inputs = {
+        "source": this.sha256([source, evaluation, words]),
+        "settings": target.settings,
+        "manifest": manifest,
+    }
+
+    def work(out: Path, _: Update) -> None:
+        artifact = out / "model.gguf"
+        ftype = target.settings.get("ftype", "")
+        if ftype == "F16":
+            artifact.unlink(missing_ok=True)
+            os.link(source, artifact)
+            verified = json.loads((source.parent / "verify.json").read_text())
+        else:
+            request = {"source": str(source), "out": str(artifact), "ftype": ftype}
+            child.run("edgeft.exporters.quantize", request)
+            verified = _verify(artifact, folder, evaluation, logits=False)
+        shutil.copyfile(evaluation, out / "evaluation.jsonl")
+        shutil.copyfile(words, out / "tokenizer.json")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": run.sha256(path)}
+            for path in (artifact, out / "evaluation.jsonl", out / "tokenizer.json")
+        }
+        run.write_json(out / "manifest.json", {**manifest, "files": files, "verify": verified})
+
+    _stage(
+        f"export {target.name} {weights}",
+        this.path / "export" / target.name / weights,
+        inputs,
+        work,
+    )
+
+
+def _verify(artifact: Path, folder: Path, evaluation: Path, *, logits: bool) -> dict[str, Any]:
+    request = {"artifact": str(artifact), "folder": str(folder), "evaluation": str(evaluation)}
+    verified = child.run("edgeft.exporters.verify", {**request, "logits": logits})[-1]
+    return {name: value for name, value in verified.items() if name != "event"}

@@ -1,0 +1,82 @@
+"""Small real models: random weights, real tokenizers; made once for the session."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft import model, tokenizer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k"
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    # Spread out, so that the top token is not decided by the last bit.
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="session")
+def embedded_gguf() -> Path:
+    return model.embedded("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gguf_fields(embedded_gguf: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    return {name: f.contents() for name, f in GGUFReader(embedded_gguf).fields.items()}
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    tmp_path_factory: pytest.TempPathFactory, gguf_fields: dict[str, Any]
+) -> Callable[..., Path]:
+    """``make_model("Llama", seed=0, pre="smollm", **config)``: a model folder with random weights."""
+
+    def make(family: str, seed: int = 0, pre: str = "smollm", **config: Any) -> Path:
+        import torch
+        import transformers
+
+        folder = tmp_path_factory.mktemp(f"{family}-{pre}-{seed}")
+        tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.pre": pre}, folder)
+        torch.manual_seed(seed)
+        settings = getattr(transformers, f"{family}Config")(
+            vocab_size=len(gguf_fields["tokenizer.ggml.tokens"]),
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            **{**SHAPE, **config},
+        )
+        getattr(transformers, f"{family}ForCausalLM")(settings).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model: Callable[..., Path]) -> Path:
+    """A Llama of two layers with SmolLM2's tokenizer and chat template."""
+    return make_model("Llama")
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[str]:
+    """Real text to tokenize: GSM8K where it is at hand, else what the repository has."""
+    if (GSM8K / "test.jsonl").is_file():
+        lines = (GSM8K / "test.jsonl").read_text().splitlines()[:300]
+        return [json.loads(line)["question"] for line in lines]
+    return [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
