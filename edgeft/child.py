@@ -12,6 +12,7 @@ original standard output; whatever a library prints there goes to standard error
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from typing import Any
 from edgeft.errors import UserError
 
 Event = dict[str, Any]
+_PATIENCE_S = 10.0
 
 
 class ChildDied(UserError):
@@ -70,10 +72,13 @@ def call(
         except BrokenPipeError:
             pass
         finally:
-            process.stdin.close()
-            if not finished:
-                process.terminate() if process.poll() is None else None
-            code = process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # a child that is still at work ends now
+            try:
+                code = process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
         if not finished:
             log.seek(0)
             raise ChildDied(f"{module.removeprefix('edgeft.')} stopped: {_cause(code, log.read())}")

@@ -136,7 +136,9 @@ def test_an_adapter_of_another_base_is_refused(
         merge.merge(shallower, adapter, evaluation, tmp_path / "b")
 
 
-def test_an_adapter_says_which_base_it_belongs_to(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_says_which_base_it_belongs_to(
+    tiny: Path, adapter: Path, tmp_path: Path
+) -> None:
     ours = shutil.copytree(adapter, tmp_path / "ours")
     run.write_json(ours / "edgeft.json", {"base_sha256": "one"})
     merge.check_adapter(ours, str(tiny), "one")
@@ -166,7 +168,9 @@ def test_a_model_that_cannot_be_exported_is_refused(
     other = shutil.copytree(tiny, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["XForCausalLM"]}))
-    with pytest.raises(UserError, match=r"cannot export XForCausalLM.*LlamaForCausalLM.*--llama-cpp"):
+    with pytest.raises(
+        UserError, match=r"cannot export XForCausalLM.*LlamaForCausalLM.*--llama-cpp"
+    ):
         gguf.check_supported(other, None)
     with pytest.raises(UserError, match="no llama.cpp checkout"):
         gguf.check_supported(other, tmp_path)
