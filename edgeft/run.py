@@ -88,7 +88,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def stage(
-    out: Path, inputs: Mapping[str, Any], work: Callable[[Path], None], *, renew: bool = False
+    out: Path, inputs: Mapping[str, Any], work: Callable[[Path], object], *, renew: bool = False
 ) -> bool:
     """Do ``work`` into the folder ``out`` unless it was done for the same ``inputs``.
 

@@ -32,7 +32,7 @@ def test_a_stage_is_done_once_per_inputs(tmp_path: Path) -> None:
 
 def test_a_failed_stage_keeps_what_was_finished_before(tmp_path: Path) -> None:
     out = tmp_path / "stage"
-    run.stage(out, {"a": 1}, lambda folder: (folder / "x").write_text("good") and None)
+    run.stage(out, {"a": 1}, lambda folder: (folder / "x").write_text("good"))
 
     def fail(folder: Path) -> None:
         (folder / "x").write_text("half")
@@ -54,7 +54,7 @@ def test_a_stage_goes_on_only_for_the_same_inputs(tmp_path: Path) -> None:
             run.stage(
                 tmp_path / "s",
                 inputs,
-                lambda f: (found.append((f / "half").exists()), fail(f)) and None,
+                lambda f: (found.append((f / "half").exists()), fail(f)),
             )
     assert found == [False, True, False]
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     if not full.exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(UserError, match="the disk is full"):
-        run.stage(tmp_path / "s", {}, lambda _: full.write_text("x") and None)
+        run.stage(tmp_path / "s", {}, lambda _: full.write_text("x"))
     assert not (tmp_path / "s").exists()
 
 
@@ -97,9 +97,9 @@ def test_the_second_run_says_so_and_a_killed_one_lets_go(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout and holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"another edgeft .process {holder.pid}."):
-        with run.locked(tmp_path):
-            pass
+    refused = pytest.raises(UserError, match=f"another edgeft .process {holder.pid}.")
+    with refused, run.locked(tmp_path):
+        pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with run.locked(tmp_path):
