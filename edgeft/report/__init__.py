@@ -1,0 +1,36 @@
+"""The report: one result object, and terminal, Markdown, HTML and JSON views of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgeft.errors import UserError
+from edgeft.report import html, markdown
+from edgeft.report.build import Report, as_json, build
+
+__all__ = ["Report", "as_json", "build", "write"]
+
+
+def write(run: Path) -> Report:
+    """Build the report of a run directory and write report.json, report.md and report.html.
+
+    Raises:
+        UserError: see :func:`build`; or a file cannot be written.
+    """
+    report = build(run)
+    views = {
+        "report.json": json.dumps(as_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n",
+        "report.md": markdown.render(report),
+        "report.html": html.render(report),
+    }
+    for name, text in views.items():
+        path = run / name
+        temporary = path.with_name(name + ".tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return report

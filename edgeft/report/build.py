@@ -1,0 +1,313 @@
+"""From a run directory's files to one result object; every view shows this and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgeft import survival
+from edgeft.errors import UserError
+from edgeft.prompts import read_items
+from edgeft.survival import Benefit, Result, Survival
+
+HEADLINE = ""  # the group that the verdict is about
+SHOWN_DIFFERENCES = 10
+_ORDER = ("survives", "partial", "lost", "reversed", "inconclusive")
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A question that the tuned model answers differently on the host and at a target."""
+
+    id: str
+    question: str
+    gold: str
+    host: str
+    target: str
+    host_correct: bool
+    target_correct: bool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One target on one device.
+
+    Attributes:
+        bytes: the artifact's size; None if the bundle is not in the run.
+        survival: the comparison with the host.
+        lost_after: where retention is below 1 for sure, the smallest larger target on the device
+            that still survives, or ``"host"``: the benefit went between that and this one.
+        latency: as in ``latency.json``; None if it was not timed.
+        verify: the export's checks, as in the manifest; None without a bundle.
+        differences: some of the questions answered differently, those that cost accuracy first.
+    """
+
+    target: str
+    device: str
+    runtime: str | None
+    bytes: int | None
+    survival: Survival
+    lost_after: str | None
+    latency: Facts | None
+    verify: Facts | None
+    differences: list[Difference]
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Tuned against base in a group reported apart; ``target`` and ``device`` None: the host."""
+
+    group: str
+    target: str | None
+    device: str | None
+    score: Benefit
+
+
+@dataclass(frozen=True)
+class Training:
+    """Facts of ``train.json``, and losses as (step, mean nats a gold token)."""
+
+    facts: Facts
+    loss: list[tuple[int, float]]
+    heldout: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the views show. ``machine``: facts by device, the host's under ``"host"``."""
+
+    name: str
+    edgeft: str
+    recipe: Facts
+    machine: Facts
+    keep: float
+    host: Benefit
+    variants: list[Variant]
+    groups: list[GroupScore]
+    train: Training | None
+    verdict: str
+
+
+def build(run: Path) -> Report:
+    """Read a run directory. What was not benched yet is left out.
+
+    Raises:
+        UserError: the host has no scores yet, or results do not belong together.
+    """
+    host_base = _results(run / "bench" / "host" / "base")
+    host_tuned = _results(run / "bench" / "host" / "tuned")
+    if host_base is None or host_tuned is None:
+        raise UserError(f"{run}: nothing to report yet; run `edgeft bench {run}` first")
+    recipe = _yaml(run / "recipe.yaml")
+    keep = float((recipe.get("report") or {}).get("keep", survival.KEEP))
+    questions = {i.id: i for i in read_items(run / "data" / "evaluation.jsonl")}
+    host = survival.benefit(_group(host_base), _group(host_tuned))
+    names = sorted({r.group for r in host_tuned} - {HEADLINE})
+    groups = [GroupScore(g, None, None, _group_benefit(host_base, host_tuned, g)) for g in names]
+    variants: list[Variant] = []
+    for device, target, base, tuned in _benched(run):
+        try:
+            # The headline is part of all questions, so compare the ids of all first.
+            survival.survival(host_base, host_tuned, base, tuned)
+            compared = survival.survival(
+                *(_group(results) for results in (host_base, host_tuned, base, tuned)), keep=keep
+            )
+        except UserError as error:
+            raise UserError(f"{target} on {device}: {error}") from error
+        manifest = _json(run / "export" / target / "tuned" / "manifest.json") or {}
+        variants.append(
+            Variant(
+                target=target,
+                device=device,
+                runtime=manifest.get("runtime"),
+                bytes=_bytes(manifest),
+                survival=compared,
+                lost_after=None,
+                latency=_json(run / "bench" / device / target / "tuned" / "latency.json"),
+                verify=manifest.get("verify"),
+                differences=_differences(questions, _group(host_tuned), _group(tuned)),
+            )
+        )
+        groups += [GroupScore(g, target, device, _group_benefit(base, tuned, g)) for g in names]
+    variants.sort(key=lambda v: (-(v.bytes or 0), v.target, v.device))
+    variants = [_with_step(v, variants[:i]) for i, v in enumerate(variants)]
+    machines = sorted((run / "bench").glob("*/machine.json"))
+    return Report(
+        name=run.resolve().name,
+        edgeft=str((_json(run / "run.json") or {}).get("edgeft", "")),
+        recipe=recipe,
+        machine={path.parent.name: _json(path) for path in machines},
+        keep=keep,
+        host=host,
+        variants=variants,
+        groups=groups,
+        train=_training(run / "train"),
+        verdict=_verdict(host, variants),
+    )
+
+
+def as_json(report: Report) -> Facts:
+    """The public format, report.json."""
+    return {
+        "schema": 1,
+        "edgeft": report.edgeft,
+        "recipe": report.recipe,
+        "machine": report.machine,
+        "keep": report.keep,
+        "host": {**asdict(report.host), "verdict": report.host.verdict},
+        "variants": [_variant_json(v) for v in report.variants],
+        "groups": [
+            {"group": g.group, "target": g.target, "device": g.device, **asdict(g.score)}
+            for g in report.groups
+        ],
+        "train": asdict(report.train) if report.train else None,
+        "verdict": report.verdict,
+    }
+
+
+def place(variant: Variant, variants: Iterable[Variant]) -> str:
+    """What the views call a variant: its target, and the device where there are several."""
+    several = len({v.device for v in variants}) > 1
+    return f"{variant.target} on {variant.device}" if several else variant.target
+
+
+def _variant_json(variant: Variant) -> Facts:
+    compared = asdict(variant.survival)
+    here = compared.pop("here")
+    return {
+        "target": variant.target,
+        "device": variant.device,
+        "runtime": variant.runtime,
+        "bytes": variant.bytes,
+        **here,
+        **compared,
+        "lost_after": variant.lost_after,
+        "latency": variant.latency,
+        "verify": variant.verify,
+        "differences": [asdict(d) for d in variant.differences],
+    }
+
+
+def _benched(run: Path) -> Iterable[tuple[str, str, list[Result], list[Result]]]:
+    for folder in sorted((run / "bench").glob("*/*")):
+        base, tuned = _results(folder / "base"), _results(folder / "tuned")
+        if folder.parent.name != "host" and base is not None and tuned is not None:
+            yield folder.parent.name, folder.name, base, tuned
+
+
+def _results(folder: Path) -> list[Result] | None:
+    path = folder / "results.jsonl"
+    if not path.is_file():
+        return None
+    names = [field.name for field in fields(Result)]
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Result(**{name: line[name] for name in names}) for line in lines]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder} and bench again") from error
+
+
+def _group(results: Sequence[Result], group: str = HEADLINE) -> list[Result]:
+    return [r for r in results if r.group == group]
+
+
+def _group_benefit(base: Sequence[Result], tuned: Sequence[Result], group: str) -> Benefit:
+    return survival.benefit(_group(base, group), _group(tuned, group))
+
+
+def _bytes(manifest: Facts) -> int | None:
+    """Size of the artifact, which is a file or a folder of files."""
+    artifact = str(manifest.get("artifact"))
+    sizes = [
+        int(facts["bytes"])
+        for name, facts in manifest.get("files", {}).items()
+        if name == artifact or name.startswith(artifact + "/")
+    ]
+    return sum(sizes) if sizes else None
+
+
+def _differences(
+    questions: Facts, host_tuned: Sequence[Result], tuned: Sequence[Result]
+) -> list[Difference]:
+    there = {r.id: r for r in tuned}
+    found = [
+        Difference(
+            id=here.id,
+            question=questions[here.id].question if here.id in questions else here.id,
+            gold=questions[here.id].answer if here.id in questions else "",
+            host=here.text,
+            target=there[here.id].text,
+            host_correct=here.correct,
+            target_correct=there[here.id].correct,
+        )
+        for here in host_tuned
+        if here.answer != there[here.id].answer
+    ]
+    found.sort(key=lambda d: (not d.host_correct, not d.target_correct))
+    return found[:SHOWN_DIFFERENCES]
+
+
+def _with_step(variant: Variant, larger: Sequence[Variant]) -> Variant:
+    ci = variant.survival.retention_ci
+    if variant.survival.verdict == "survives" or ci is None or ci[1] >= 1:
+        return variant
+    alive = [
+        v.target for v in larger if v.device == variant.device and v.survival.verdict == "survives"
+    ]
+    return Variant(**{**vars(variant), "lost_after": alive[-1] if alive else "host"})
+
+
+def _verdict(host: Benefit, variants: Sequence[Variant]) -> str:
+    if host.verdict:
+        return f"{host.verdict} on the host"
+    if not variants:
+        return "a benefit on the host; no target benched yet"
+    parts = []
+    for word in _ORDER:
+        # Smallest first: what one would ship.
+        at = [place(v, variants) for v in reversed(variants) if v.survival.verdict == word]
+        if at:
+            parts.append(f"{word} at {', '.join(at)}")
+    return "; ".join(parts)
+
+
+def _training(folder: Path) -> Training | None:
+    log = folder / "log.jsonl"
+    if not log.is_file():
+        return None
+    loss: dict[int, float] = {}
+    heldout: dict[int, float] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for name, curve in (("loss", loss), ("heldout_loss", heldout)):
+            # A resumed run repeats steps: the later line counts.
+            if entry.get(name) is not None and math.isfinite(entry[name]):
+                curve[int(entry["step"])] = float(entry[name])
+    facts = _json(folder / "train.json") or {}
+    facts.pop("heldout", None)
+    return Training(facts, sorted(loss.items()), sorted(heldout.items()))
+
+
+def _json(path: Path) -> Facts | None:
+    if not path.is_file():
+        return None
+    try:
+        # Python writes NaN, which is no JSON: a loss that diverged is no figure.
+        data: Facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and give the command again") from (
+            error
+        )
+    return data
+
+
+def _yaml(path: Path) -> Facts:
+    data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return data if isinstance(data, dict) else {}

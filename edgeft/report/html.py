@@ -1,0 +1,173 @@
+"""The report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from html import escape
+
+from edgeft.report import plots
+from edgeft.report.build import Report, Variant, place
+from edgeft.report.tables import Table, lead, percent, remarks, tables, worst
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --page: #fcfcfb; --card: #ffffff; --ink: #1d2126; --muted: #5c6570; --grid: #e4e6e9;
+  --base: #b35c00; --tuned: #0067a8; --survives: #00785a; --partial: #9a6700;
+  --lost: #b4232c; --inconclusive: #5c6570; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #15181c; --card: #1c2025; --ink: #e8eaed; --muted: #a3abb5; --grid: #333941;
+  --base: #e69f00; --tuned: #56b4e9; --survives: #3ecfa3; --partial: #f0c252;
+  --lost: #ff8a80; --inconclusive: #a3abb5; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 940px; margin: 0 auto; padding: 40px 24px 72px; }
+.name { color: var(--muted); font-size: 14px; margin: 0 0 10px; }
+h1 { font-size: 28px; line-height: 1.3; font-weight: 650; letter-spacing: -0.01em;
+  margin: 0 0 14px; text-wrap: balance; }
+h2 { font-size: 19px; font-weight: 650; margin: 0 0 4px; }
+section { margin-top: 44px; }
+.lead { font-size: 17px; margin: 0; max-width: 44em; }
+ul.remarks { margin: 12px 0 0; padding-left: 20px; color: var(--muted); }
+.note { color: var(--muted); font-size: 14px; margin: 0 0 12px; max-width: 52em; }
+figure { margin: 8px 0 14px; overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 560px; height: auto; }
+svg text { font-family: inherit !important; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px;
+  font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; color: var(--muted); vertical-align: bottom; }
+th, td { padding: 7px 18px 7px 0; border-bottom: 1px solid var(--grid); }
+th:last-child, td:last-child { padding-right: 0; }
+td { vertical-align: top; }
+.figure { text-align: right; white-space: nowrap; }
+td:first-child { font-weight: 500; white-space: nowrap; }
+.survives { color: var(--survives); } .partial { color: var(--partial); }
+.lost, .reversed, .no-benefit, .negative-transfer { color: var(--lost); }
+.inconclusive { color: var(--inconclusive); }
+td.verdict, h1 b { font-weight: 650; }
+details { border-top: 1px solid var(--grid); padding: 10px 0; }
+summary { cursor: pointer; font-weight: 500; }
+summary span { color: var(--muted); font-weight: 400; }
+.pair { background: var(--card); border: 1px solid var(--grid); border-radius: 8px;
+  padding: 12px 16px; margin: 12px 0; font-size: 14px; }
+.pair p { margin: 0 0 8px; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
+.sides h4 { margin: 0 0 2px; font-size: 13px; font-weight: 500; color: var(--muted); }
+.right h4 i { color: var(--survives); } .wrong h4 i { color: var(--lost); }
+h4 i { font-style: normal; }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+@media (max-width: 640px) { .sides { grid-template-columns: 1fr; gap: 10px; }
+  h1 { font-size: 23px; } main { padding-top: 24px; } }
+@media print { details > * { display: block; } section { break-inside: avoid; } }
+"""
+
+
+def render(report: Report) -> str:
+    """The whole page."""
+    drawn = {"Accuracy": plots.accuracy(report)}
+    if any(v.survival.retention is not None for v in report.variants):
+        drawn["Retention"] = plots.retention(report)
+    found = tables(report)
+    late = [table for table in found if table.title in ("Verification", "Run")]
+    parts = []
+    for table in found:
+        if table is late[0]:  # what the curious look at comes after the examples
+            parts += [_differences(report), _training(report)]
+        parts.append(_section(table.title, table.note, drawn.get(table.title, ""), _table(table)))
+        if table.title == "Retention" and any(v.bytes for v in report.variants):
+            note = "Tuned accuracy with 95% interval; the band is the tuned model's on the host."
+            parts.append(_section("Size against accuracy", note, plots.size(report), ""))
+    said = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(report))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>edgeft: {escape(report.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f'<main>\n<p class="name">edgeft report · {escape(report.name)}</p>\n'
+        f"<h1>{_verdict(report.verdict)}</h1>\n"
+        f'<p class="lead">{escape(lead(report))}</p>\n'
+        + (f'<ul class="remarks">{said}</ul>\n' if said else "")
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _verdict(verdict: str) -> str:
+    """The verdict's words in their colours."""
+    said = []
+    for part in verdict.split("; "):
+        word, space, rest = part.partition(" ")
+        said.append(f'<b class="{escape(word)}">{escape(word)}</b>{space}{escape(rest)}')
+    return "; ".join(said)
+
+
+def _section(title: str, note: str, drawing: str, body: str) -> str:
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n"
+        + (f'<p class="note">{escape(note)}</p>\n' if note else "")
+        + (f"<figure>{drawing}</figure>\n" if drawing else "")
+        + body
+        + "</section>"
+    )
+
+
+def _table(table: Table) -> str:
+    left, right = table.words
+    last = len(table.header) - right
+
+    def cells(tag: str, row: list[str]) -> str:
+        kinds = [
+            "figure" if left <= i < last else f"verdict {cell}" if i >= last else ""
+            for i, cell in enumerate(row)
+        ]
+        return "".join(
+            f'<{tag} class="{escape(kind)}">{escape(cell)}</{tag}>'
+            if kind
+            else f"<{tag}>{escape(cell)}</{tag}>"
+            for kind, cell in zip(kinds, row, strict=True)
+        )
+
+    head = f"<thead><tr>{cells('th', table.header)}</tr></thead>" if any(table.header) else ""
+    rows = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
+    return f'<div class="wide"><table>{head}<tbody>\n{rows}\n</tbody></table></div>\n'
+
+
+def _differences(report: Report) -> str:
+    most = worst(report)
+    shown = [_differing(v, report, v is most) for v in report.variants if v.differences]
+    note = (
+        "Questions that the tuned model answers differently on the host and at a target, "
+        "those that it only gets right on the host first."
+    )
+    return _section("Where host and target differ", note, "", "".join(shown)) if shown else ""
+
+
+def _differing(variant: Variant, report: Report, is_open: bool) -> str:
+    name = place(variant, report.variants)
+    share = percent(1 - variant.survival.agreement)
+    pairs = "".join(
+        f'<div class="pair"><p>{escape(d.question)}</p><p>Answer: <b>{escape(d.gold)}</b></p>'
+        f'<div class="sides">{_side("host", d.host, d.host_correct)}'
+        f"{_side(name, d.target, d.target_correct)}</div></div>\n"
+        for d in variant.differences
+    )
+    return (
+        f"<details{' open' if is_open else ''}><summary>{escape(name)} "
+        f"<span>{share} of the questions, {len(variant.differences)} shown</span></summary>\n"
+        f"{pairs}</details>\n"
+    )
+
+
+def _side(name: str, text: str, correct: bool) -> str:
+    kind, mark = ("right", "✓ right") if correct else ("wrong", "✗ wrong")
+    return (
+        f'<div class="{kind}"><h4>{escape(name)} <i>{mark}</i></h4><pre>{escape(text)}</pre></div>'
+    )
+
+
+def _training(report: Report) -> str:
+    train = report.train
+    if train is None or not (train.loss or train.heldout):
+        return ""
+    note = "Mean negative log-likelihood of a gold token; held-out questions are never trained on."
+    return _section("Training", note, plots.loss(train), "")

@@ -1,0 +1,48 @@
+"""The report as Markdown, for a pull request or a model card."""
+
+from __future__ import annotations
+
+from edgeft.report.build import Report, place
+from edgeft.report.tables import Table, lead, remarks, tables, worst
+
+
+def render(report: Report) -> str:
+    """The whole report; tables as in every view."""
+    parts = [f"# {_text(report.verdict)}", _text(lead(report))]
+    if said := remarks(report):
+        parts.append("\n".join(f"- {_text(remark)}" for remark in said))
+    for table in tables(report):
+        parts.append(f"## {_text(table.title)}")
+        if table.note:
+            parts.append(_text(table.note))
+        parts.append(_table(table))
+    variant = worst(report)
+    if variant and variant.differences:
+        name = place(variant, report.variants)
+        rows = [
+            [d.question, d.gold, _mark(d.host, d.host_correct), _mark(d.target, d.target_correct)]
+            for d in variant.differences
+        ]
+        parts.append(f"## Questions that {_text(name)} answers differently")
+        parts.append(_table(Table("", "", ["question", "gold", "host", name], rows, (4, 0))))
+    return "\n\n".join(parts) + "\n"
+
+
+def _mark(text: str, correct: bool) -> str:
+    return f"{'✓' if correct else '✗'} {text}"
+
+
+def _table(table: Table) -> str:
+    left, right = table.words
+    figures = range(left, len(table.header) - right)
+    rule = ["---:" if i in figures else "---" for i in range(len(table.header))]
+    header = [_text(name) or " " for name in table.header]
+    rows = [[_text(cell) for cell in row] for row in table.rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def _text(text: str) -> str:
+    """Nothing a model writes may end a cell or become markup."""
+    for mark in "\\`*_[]<>|#~$&":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())

@@ -1,0 +1,263 @@
+"""The report's plots as inline SVG. Colours become CSS variables, so that the page's theme rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+from edgeft.errors import UserError
+from edgeft.report.build import Report, Training, place
+from edgeft.survival import Score
+
+# Stand-ins that no other part of the drawing has; the page defines the variables.
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--grid)",
+    "#040404": "var(--base)",
+    "#050505": "var(--tuned)",
+    "#060606": "var(--survives)",
+    "#070707": "var(--partial)",
+    "#080808": "var(--lost)",
+    "#090909": "var(--inconclusive)",
+    "#0a0a0a": "var(--page)",
+}
+_BY_VARIABLE = {name: colour for colour, name in _COLOURS.items()}
+_WIDTH = 8.6  # inches; the page shows it about 860 px wide
+_ROW = 0.42
+_FONT = 10.5
+
+
+def verdict_colour(verdict: str) -> str:
+    """The CSS variable of a verdict."""
+    known = {"survives", "partial", "inconclusive"}
+    return f"var(--{verdict})" if verdict in known else "var(--lost)"
+
+
+def accuracy(report: Report) -> str:
+    """Base and tuned accuracy with intervals, the host first."""
+    names = ["host"] + [place(v, report.variants) for v in report.variants]
+    scores = [report.host, *(v.survival.here for v in report.variants)]
+
+    def draw(axes: Any) -> None:
+        axes.axvline(100 * report.host.tuned.accuracy, color=_colour("--tuned"), lw=1, ls=":")
+        for y, found in enumerate(scores):
+            ends = [100 * found.base.accuracy, 100 * found.tuned.accuracy]
+            axes.plot(ends, [y, y], color=_colour("--grid"), lw=5, zorder=1, solid_capstyle="round")
+            _point(axes, found.base, y + 0.13, "--base", "s", "base" if y == 0 else None)
+            _point(axes, found.tuned, y - 0.13, "--tuned", "o", "tuned" if y == 0 else None)
+        _rows(axes, names)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("questions answered correctly, %")
+        _legend(axes)
+
+    return _svg(draw, len(names) * _ROW * 1.15 + 1.0, "Accuracy of base and tuned with intervals")
+
+
+def retention(report: Report) -> str:
+    """Retention with intervals against the line that survival has to reach."""
+    shown = [v for v in report.variants if v.survival.retention is not None]
+
+    def draw(axes: Any) -> None:
+        for y, variant in enumerate(shown):
+            s = variant.survival
+            assert s.retention is not None and s.retention_ci is not None
+            colour = _BY_VARIABLE[verdict_colour(s.verdict)]
+            axes.plot(s.retention_ci, [y, y], color=colour, lw=2.2, solid_capstyle="round")
+            axes.plot(s.retention, y, "o", color=colour, ms=7)
+            axes.annotate(
+                s.verdict,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+            )
+        axes.axvline(report.keep, color=_colour("--ink"), lw=1.2, ls="--")
+        axes.axvline(1, color=_colour("--muted"), lw=1, ls=":")
+        for x, text in ((report.keep, f"keep {report.keep:g}"), (1, "all of it")):
+            _above(axes, x, text)
+        _rows(axes, [place(v, report.variants) for v in shown])
+        ends = [e for v in shown for e in v.survival.retention_ci or ()]
+        axes.set_xlim(max(-1.0, min(0.0, *ends) - 0.03), min(2.0, max(1.1, *ends) + 0.03))
+        axes.set_xlabel("retention: benefit here ÷ benefit on the host")
+
+    return _svg(draw, len(shown) * _ROW + 1.1, "Retention of each target with intervals")
+
+
+def size(report: Report) -> str:
+    """Size of the artifact against tuned accuracy."""
+    shown = [v for v in report.variants if v.bytes is not None]
+
+    def draw(axes: Any) -> None:
+        host = report.host.tuned
+        axes.axhspan(*(100 * e for e in host.ci), color=_colour("--tuned"), alpha=0.1, lw=0)
+        axes.axhline(100 * host.accuracy, color=_colour("--tuned"), lw=1, ls=":")
+        xs = [(v.bytes or 0) / 1e6 for v in shown]
+        for x, variant in zip(xs, shown, strict=True):
+            found = variant.survival.here.tuned
+            colour = _BY_VARIABLE[verdict_colour(variant.survival.verdict)]
+            ends = [100 * e for e in found.ci]
+            axes.plot([x, x], ends, color=colour, lw=1.6, alpha=0.55, solid_capstyle="round")
+            axes.plot(x, 100 * found.accuracy, "o", color=colour, ms=7)
+        axes.set_xlim(0, 1.18 * max(xs))
+        lowest = min([host.ci[0], *(v.survival.here.tuned.ci[0] for v in shown)])
+        axes.set_ylim(max(0, 100 * lowest - 6), min(102, 100 * host.ci[1] + 12))
+        axes.text(
+            0.005,
+            100 * host.accuracy,
+            " tuned on the host",
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            color=_colour("--tuned"),
+        )
+        axes.grid(axis="both", color=_colour("--grid"), lw=0.7)
+        axes.set_xlabel("size, MB")
+        axes.set_ylabel("accuracy, %")
+        spots = [(x, 100 * v.survival.here.tuned.accuracy) for x, v in zip(xs, shown, strict=True)]
+        _labels(axes, spots, [place(v, report.variants) for v in shown])
+
+    return _svg(draw, 3.9, "Size of each target against its accuracy")
+
+
+def loss(training: Training) -> str:
+    """Training and held-out loss."""
+
+    def draw(axes: Any) -> None:
+        if training.loss:
+            steps, losses = zip(*training.loss, strict=True)
+            axes.plot(steps, losses, color=_colour("--base"), lw=1.4, label="training batch")
+        if training.heldout:
+            steps, losses = zip(*training.heldout, strict=True)
+            axes.plot(steps, losses, "o-", color=_colour("--tuned"), lw=1.8, ms=5, label="held out")
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=_colour("--grid"), lw=0.7)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats a token")
+        _legend(axes)
+
+    return _svg(draw, 3.2, "Training and held-out loss by step")
+
+
+def _colour(variable: str) -> str:
+    return _BY_VARIABLE[f"var({variable})"]
+
+
+def _point(
+    axes: Any, found: Score, y: float, variable: str, marker: str, label: str | None
+) -> None:
+    colour = _colour(variable)
+    ends = [100 * end for end in found.ci]
+    axes.plot(ends, [y, y], color=colour, lw=1.8, zorder=2, solid_capstyle="round")
+    axes.plot(
+        100 * found.accuracy, y, marker, color=colour, ms=6.5, zorder=3, label=label, ls="none"
+    )
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=_colour("--grid"), lw=0.7)
+
+
+def _above(axes: Any, x: float, text: str) -> None:
+    axes.annotate(
+        text,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        color=_colour("--muted"),
+    )
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
+
+
+def _labels(axes: Any, spots: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Name the points; each name takes the first place around its point that is still free."""
+    from matplotlib.transforms import Bbox
+
+    places: list[tuple[int, int, str, str]] = [
+        (x, y, side, "center")
+        for y in (0, 12, -12, 24, -24)
+        for x, side in ((9, "left"), (-9, "right"))
+    ]
+    dots = [axes.transData.transform(spot) for spot in spots]
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in dots]
+    for spot, text in zip(spots, texts, strict=True):
+        for x, y, ha, va in places:
+            label = axes.annotate(
+                text, spot, xytext=(x, y), textcoords="offset points", ha=ha, va=va
+            )
+            box = label.get_window_extent(axes.figure.canvas.get_renderer())
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            if (x, y, ha, va) != places[-1]:
+                label.remove()
+        taken.append(box)
+
+
+def _svg(draw: Callable[[Any], None], height: float, about: str) -> str:
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the report's plots need matplotlib: pip install matplotlib") from error
+
+    ink, muted = _colour("--ink"), _colour("--muted")
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": about,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": _FONT,
+        "text.color": ink,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": muted,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "xtick.color": muted,
+        "xtick.labelcolor": muted,
+        "ytick.color": muted,
+        "ytick.labelcolor": ink,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+        FigureCanvasAgg(figure)  # measures the labels
+        axes = figure.add_subplot(facecolor="none")
+        figure.canvas.draw()
+        draw(axes)
+        out = StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return _inline(out.getvalue(), about)
+
+
+def _inline(drawn: str, about: str) -> str:
+    """Without what only a file of its own needs, and in the page's colours."""
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
+    drawn = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", drawn)
+    drawn = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", drawn)
+    drawn = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", drawn)
+    drawn = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", drawn)
+    for colour, variable in _COLOURS.items():
+        drawn = drawn.replace(colour, variable)
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{about}"', 1).strip()

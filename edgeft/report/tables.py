@@ -1,0 +1,237 @@
+"""The report's sentences and tables as text, so that every view shows the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeft.report.build import Report, Variant, place
+from edgeft.survival import Benefit, Interval, Score
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text. ``words``: how many columns, from the left and at the right, are not figures."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+    words: tuple[int, int] = (1, 0)
+
+
+def lead(report: Report) -> str:
+    """What happened on the host, in one sentence."""
+    host = report.host
+    rose = "raised" if host.benefit > 0 else "lowered" if host.benefit < 0 else "left"
+    return (
+        f"On the host, fine-tuning {rose} accuracy from {percent(host.base.accuracy)} to "
+        f"{percent(host.tuned.accuracy)} on {host.base.n} questions: {points(host.benefit)} points "
+        f"(95% interval {points_interval(host.benefit_ci)})."
+    )
+
+
+def remarks(report: Report) -> list[str]:
+    """One sentence for each target that asks for one: where it was lost, what would decide it."""
+    said = []
+    for variant in report.variants:
+        name, s = place(variant, report.variants), variant.survival
+        if variant.lost_after == "host":
+            said.append(f"{name}: the loss is already there between the host and this target.")
+        elif variant.lost_after:
+            said.append(f"{name}: the loss lies between {variant.lost_after} and this target.")
+        if s.needed_questions:
+            said.append(f"{name}: about {s.needed_questions:,} questions would decide it.")
+    return said
+
+
+def tables(report: Report) -> list[Table]:
+    """Every table that has rows, in the order in which views show them."""
+    found = [accuracy(report), retention(report), latency(report)]
+    found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
+    found += [verification(report), facts(report)]
+    return [table for table in found if table.rows]
+
+
+def accuracy(report: Report) -> Table:
+    """Base against tuned, on the host and at each target."""
+    rows = [_benefit_row("host", report.host)]
+    rows += [_benefit_row(place(v, report.variants), v.survival.here) for v in report.variants]
+    return Table(
+        "Accuracy",
+        "Share of questions answered correctly, 95% Wilson intervals; benefit in points, paired "
+        "by question. p: exact McNemar test. Nats: mean negative log-likelihood of a gold token.",
+        ["", "base", "tuned", "benefit", "p", "nats, base", "nats, tuned"],
+        rows,
+    )
+
+
+def retention(report: Report) -> Table:
+    """What is left of the host's benefit at each target."""
+    rows = []
+    for v in report.variants:
+        s = v.survival
+        left = NONE
+        if s.retention is not None and s.retention_ci is not None:
+            left = f"{s.retention:.2f} ({ratio_interval(s.retention_ci)})"
+        rows.append(
+            [
+                place(v, report.variants),
+                megabytes(v.bytes),
+                left,
+                percent(s.agreement),
+                str(s.lost),
+                str(s.gained),
+                s.verdict,
+            ]
+        )
+    return Table(
+        "Retention",
+        f"Benefit at the target over benefit on the host, 95% interval; it survives where the "
+        f"interval's lower end reaches {report.keep:g}. Same answer: as the tuned model on the "
+        "host. Lost, gained: questions right only on the host, only at the target.",
+        ["", "size", "retention", "same answer", "lost", "gained", "verdict"],
+        rows,
+        (1, 1),
+    )
+
+
+_LATENCY = {
+    "load, s": ("load_s", "{:.2f}"),
+    "first token, ms": ("ttft_ms", "{:.0f}"),
+    "prefill, tok/s": ("prefill_tok_s", "{:.0f}"),
+    "decode, tok/s": ("decode_tok_s", "{:.1f}"),
+    "peak memory, MB": ("peak_rss_mb", "{:.0f}"),
+}
+
+
+def latency(report: Report) -> Table:
+    """One stream alone on the device; medians."""
+    timed = [(v, v.latency) for v in report.variants if v.latency]
+    rows = [
+        [place(v, report.variants)]
+        + [number(found.get(key), form) for key, form in _LATENCY.values()]
+        for v, found in timed
+    ]
+    shape = timed[0][1] if timed else {}
+    note = (
+        f"One stream, {shape.get('prompt_tokens')} prompt tokens and {shape.get('new_tokens')} new "
+        f"ones, {shape.get('threads')} threads, median of {shape.get('repetitions')}."
+    )
+    return Table("Latency", note, ["", *_LATENCY], rows)
+
+
+def group(report: Report, name: str) -> Table:
+    """The scores of a group that the headline leaves out."""
+    scores = {(g.target, g.device): g.score for g in report.groups if g.group == name}
+    rows = [_benefit_row("host", scores[None, None])]
+    for v in report.variants:
+        rows.append(_benefit_row(place(v, report.variants), scores[v.target, v.device]))
+    n = scores[None, None].base.n
+    return Table(
+        name[:1].upper() + name[1:],
+        f"{n} questions that the headline figures leave out.",
+        ["", "base", "tuned", "benefit", "p"],
+        [row[:5] for row in rows],
+    )
+
+
+def verification(report: Report) -> Table:
+    """The checks that each export passed."""
+    rows = []
+    for v in report.variants:
+        if v.verify:
+            template = {True: "carried", False: "missing", None: "the model has none"}
+            rows.append(
+                [
+                    place(v, report.variants),
+                    str(v.verify.get("tokenizer_prompts", NONE)),
+                    template[v.verify.get("chat_template")],
+                    number(v.verify.get("max_logit_diff"), "{:.3g}"),
+                    number(v.verify.get("top1_agreement"), "{:.2%}"),
+                    str(v.verify.get("positions") or NONE),
+                ]
+            )
+    return Table(
+        "Verification",
+        "At export: prompts that the runtime's own tokenizer reads as the host does, the chat "
+        "template, and the 16-bit file's logits against the host's in float32.",
+        ["", "prompts", "chat template", "largest logit difference", "same top token", "positions"],
+        rows,
+    )
+
+
+def facts(report: Report) -> Table:
+    """What ran where."""
+    recipe = report.recipe
+    rows = [["model", str(recipe.get("model", NONE))], ["task", _flat(recipe.get("task", NONE))]]
+    if report.train:
+        rows += [[f"train: {k.replace('_', ' ')}", _flat(v)] for k, v in report.train.facts.items()]
+    rows.append(["seed", str(recipe.get("seed", NONE))])
+    rows += [[f"machine: {name}", _flat(about)] for name, about in report.machine.items()]
+    rows.append(["edgeft", report.edgeft or NONE])
+    return Table("Run", "", ["", ""], rows, (2, 0))
+
+
+def percent(share: float) -> str:
+    """0.775 as ``77.5%``."""
+    return f"{100 * share:.1f}%"
+
+
+def points(difference: float) -> str:
+    """0.6 as ``+60.0``."""
+    return f"{100 * difference:+.1f}"
+
+
+def points_interval(ci: Interval) -> str:
+    """(0.5, 0.69) as ``+50.0 to +69.0``."""
+    return f"{points(ci[0])} to {points(ci[1])}"
+
+
+def ratio_interval(ci: Interval) -> str:
+    """(0.72, 0.93) as ``0.72 to 0.93``."""
+    return f"{ci[0]:.2f} to {ci[1]:.2f}"
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes as ``105.5 MB``, 10^6 bytes to the MB."""
+    return NONE if size is None else f"{size / 1e6:.1f} MB"
+
+
+def number(value: Any, form: str) -> str:
+    """A figure, or a dash where there is none."""
+    return NONE if value is None else form.format(value)
+
+
+def worst(report: Report) -> Variant | None:
+    """The variant that agrees least with the host."""
+    return min(report.variants, key=lambda v: v.survival.agreement, default=None)
+
+
+def _benefit_row(name: str, found: Benefit) -> list[str]:
+    return [
+        name,
+        _accuracy(found.base),
+        _accuracy(found.tuned),
+        f"{points(found.benefit)} ({points_interval(found.benefit_ci)})",
+        f"{found.mcnemar_p:.2g}",
+        number(found.base.nll, "{:.3f}"),
+        number(found.tuned.nll, "{:.3f}"),
+    ]
+
+
+def _accuracy(found: Score) -> str:
+    return f"{percent(found.accuracy)} ({100 * found.ci[0]:.1f} to {100 * found.ci[1]:.1f})"
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k.replace('_', ' ')} {_flat(v)}" for k, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_flat(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return NONE if value is None else str(value)

@@ -1,0 +1,58 @@
+"""The report in a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from edgeft.report.build import Report
+from edgeft.report.tables import Table, lead, remarks, tables
+
+STYLES = {
+    "survives": "bold green",
+    "partial": "bold yellow",
+    "lost": "bold red",
+    "reversed": "bold red",
+    "no-benefit": "bold red",
+    "negative-transfer": "bold red",
+    "inconclusive": "bold cyan",
+}
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the verdict, then every table."""
+    console.print(_verdict(report.verdict))
+    console.print(lead(report), markup=False, highlight=False)
+    for remark in remarks(report):
+        console.print(remark, markup=False, highlight=False)
+    for table in tables(report):
+        console.print()
+        console.print(_grid(table))
+
+
+def _verdict(verdict: str) -> Text:
+    text = Text(verdict, style="bold")
+    for part in verdict.split("; "):
+        word = part.partition(" ")[0]
+        if word in STYLES:
+            text.highlight_words([word], STYLES[word])
+    return text
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(
+        title=Text(table.title, style="bold"),
+        title_justify="left",
+        show_header=any(table.header),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    left, right = table.words
+    for i, name in enumerate(table.header):
+        words = i < left or i >= len(table.header) - right
+        grid.add_column(name, justify="left" if words else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    return grid
