@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -28,7 +28,7 @@ TARGETS = {  # share of the host's right answers kept, bytes, decode tok/s
     "gguf-q8_0": (0.99, 144_800_000, 125.4),
     "gguf-q4_k_m": (0.85, 105_454_144, 138.2),
     "gguf-q4_0": (0.7, 91_730_000, 199.0),
-    "gguf-q2_k": (0.2, 88_200_000, 150.9),
+    "gguf-q2_k": (0.03, 88_200_000, 150.9),
 }
 NASTY = "<script>alert('x')</script> | *bold* & \"quoted\"\nsecond line"
 
@@ -43,7 +43,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data))
 
 
-def write_results(folder: Path, right: Sequence[bool], logprob: float = -20.0) -> None:
+def write_results(folder: Path, right: Iterable[bool], logprob: float = -20.0) -> None:
     lines = []
     for i, correct in enumerate(right):
         answer = str(i % 90) if correct else str(i % 90 + 1)
@@ -115,9 +115,9 @@ def make_run(run: Path, targets: Sequence[str] = tuple(TARGETS)) -> Path:
         }
         write_json(here / "tuned" / "latency.json", latency)
         checked = {"tokenizer_prompts": N + UNSEEN, "chat_template": True, "positions": 0}
-        compared = {"max_logit_diff": None, "top1_agreement": None}
+        compared: dict[str, float | None] = {"max_logit_diff": None, "top1_agreement": None}
         if name == "gguf-f16":
-            compared = {"max_logit_diff": 0.031, "top1_agreement": 0.9991}
+            compared = {"max_logit_diff": 0.031, "top1_agreement": 0.9991, "positions": 5120}
         manifest = {
             "schema": 1,
             "runtime": "llama.cpp",
@@ -197,15 +197,14 @@ def test_figures_are_survivals_on_the_headline_questions(run: Path, found: dict[
 def test_verdict_names_every_target_smallest_first(found: dict[str, Any]) -> None:
     assert found["verdict"] == (
         "survives at gguf-q8_0, gguf-f16; partial at gguf-q4_0, gguf-q4_k_m; lost at gguf-q2_k"
-    ) or found["verdict"].startswith("survives at gguf-q8_0, gguf-f16; partial at ")
-    for variant in found["variants"]:
-        assert variant["target"] in found["verdict"]
+    )
 
 
 def test_the_step_of_the_loss_is_named(found: dict[str, Any]) -> None:
     after = {v["target"]: v["lost_after"] for v in found["variants"]}
     assert after["gguf-f16"] is None and after["gguf-q8_0"] is None
     assert after["gguf-q4_k_m"] == after["gguf-q4_0"] == "gguf-q8_0"
+    assert after["gguf-q2_k"] == "gguf-q8_0"
 
 
 def test_unseen_templates_are_apart(run: Path, found: dict[str, Any]) -> None:
@@ -219,6 +218,7 @@ def test_unseen_templates_are_apart(run: Path, found: dict[str, Any]) -> None:
 def test_differences_come_with_both_outputs(found: dict[str, Any]) -> None:
     shown = found["variants"][-1]["differences"]
     assert len(shown) == 10
+    assert [d["id"] for d in shown] == sorted(d["id"] for d in shown)
     assert all(d["host_correct"] and not d["target_correct"] for d in shown)
     assert all(d["question"].startswith("Ada has") for d in shown)
     assert all(d["host"].endswith(d["gold"]) and d["host"] != d["target"] for d in shown)
@@ -290,12 +290,13 @@ def figures(found: dict[str, Any]) -> list[str]:
     for part in (found["host"], *found["variants"]):
         for score in (part["base"], part["tuned"]):
             low, high = score["ci"]
+            said.append(f"{score['nll']:.3f}")
             said.append(f"{score['accuracy'] * 100:.1f}% ({low * 100:.1f} to {high * 100:.1f})")
         low, high = (100 * end for end in part["benefit_ci"])
-        said.append(f"{part['benefit'] * 100:+.1f} ({low:+.1f} to {high:+.1f})")
+        said.append(f"{part['benefit'] * 100:+z.1f} ({low:+z.1f} to {high:+z.1f})")
     for v in found["variants"]:
         low, high = v["retention_ci"]
-        said += [v["verdict"], f"{v['retention']:.2f} ({low:.2f} to {high:.2f})"]
+        said += [v["verdict"], f"{v['retention']:z.2f} ({low:z.2f} to {high:z.2f})"]
         said += [f"{v['agreement'] * 100:.1f}%", f"{v['bytes'] / 1e6:.1f} MB"]
         said += [f"{v['latency']['decode_tok_s']:.1f}", f"{v['latency']['ttft_ms']:.0f}"]
     said += [found["verdict"], "0.031", "99.91%"]
@@ -318,7 +319,9 @@ def test_every_view_shows_the_figures_of_the_json(run: Path, found: dict[str, An
 def test_terminal_fits_80_columns(run: Path) -> None:
     out = StringIO()
     terminal.show(report.build(run), Console(file=out, width=80))
-    assert max(len(line) for line in out.getvalue().splitlines()) <= 80
+    text = out.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "(0.98 to 1.02)" in text  # no interval is broken in two
 
 
 def test_a_run_without_host_scores_says_what_to_do(tmp_path: Path) -> None:

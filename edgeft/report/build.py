@@ -107,7 +107,8 @@ def build(run: Path) -> Report:
         raise UserError(f"{run}: nothing to report yet; run `edgeft bench {run}` first")
     recipe = _yaml(run / "recipe.yaml")
     keep = float((recipe.get("report") or {}).get("keep", survival.KEEP))
-    questions = {i.id: i for i in read_items(run / "data" / "evaluation.jsonl")}
+    evaluation = run / "data" / "evaluation.jsonl"
+    questions = {i.id: i for i in read_items(evaluation)} if evaluation.is_file() else {}
     host = survival.benefit(_group(host_base), _group(host_tuned))
     names = sorted({r.group for r in host_tuned} - {HEADLINE})
     groups = [GroupScore(g, None, None, _group_benefit(host_base, host_tuned, g)) for g in names]
@@ -250,7 +251,8 @@ def _differences(
         for here in host_tuned
         if here.answer != there[here.id].answer
     ]
-    found.sort(key=lambda d: (not d.host_correct, not d.target_correct))
+    order = {id_: i for i, id_ in enumerate(questions)}
+    found.sort(key=lambda d: (not d.host_correct, not d.target_correct, order.get(d.id, 0)))
     return found[:SHOWN_DIFFERENCES]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from edgeft.report.build import Report, place
 from edgeft.report.tables import Table, lead, remarks, tables, worst
 
@@ -42,7 +44,8 @@ def _table(table: Table) -> str:
 
 
 def _text(text: str) -> str:
-    """Nothing a model writes may end a cell or become markup."""
-    for mark in "\\`*_[]<>|#~$&":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.split())
+    """Nothing a model writes may end a cell, become markup or link to an issue."""
+    marked = re.sub(r"[\\`*\[\]<>|#~$&]", r"\\\g<0>", text)
+    # Inside a word an underscore marks nothing.
+    marked = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", marked)
+    return " ".join(marked.split())

@@ -78,8 +78,8 @@ def retention(report: Report) -> str:
             )
         axes.axvline(report.keep, color=_colour("--ink"), lw=1.2, ls="--")
         axes.axvline(1, color=_colour("--muted"), lw=1, ls=":")
-        for x, text in ((report.keep, f"keep {report.keep:g}"), (1, "all of it")):
-            _above(axes, x, text)
+        _above(axes, report.keep, f"keep {report.keep:g} ", "right")
+        _above(axes, 1, " all of it", "left")
         _rows(axes, [place(v, report.variants) for v in shown])
         ends = [e for v in shown for e in v.survival.retention_ci or ()]
         axes.set_xlim(max(-1.0, min(0.0, *ends) - 0.03), min(2.0, max(1.1, *ends) + 0.03))
@@ -117,8 +117,8 @@ def size(report: Report) -> str:
         axes.grid(axis="both", color=_colour("--grid"), lw=0.7)
         axes.set_xlabel("size, MB")
         axes.set_ylabel("accuracy, %")
-        spots = [(x, 100 * v.survival.here.tuned.accuracy) for x, v in zip(xs, shown, strict=True)]
-        _labels(axes, spots, [place(v, report.variants) for v in shown])
+        scores = [v.survival.here.tuned for v in shown]
+        _labels(axes, xs, scores, [place(v, report.variants) for v in shown], 100 * host.accuracy)
 
     return _svg(draw, 3.9, "Size of each target against its accuracy")
 
@@ -165,14 +165,14 @@ def _rows(axes: Any, names: Sequence[str]) -> None:
     axes.grid(axis="x", color=_colour("--grid"), lw=0.7)
 
 
-def _above(axes: Any, x: float, text: str) -> None:
+def _above(axes: Any, x: float, text: str, side: str) -> None:
     axes.annotate(
         text,
         (x, 1),
         xycoords=("data", "axes fraction"),
         xytext=(0, 4),
         textcoords="offset points",
-        ha="center",
+        ha=side,
         color=_colour("--muted"),
     )
 
@@ -188,28 +188,33 @@ def _legend(axes: Any) -> None:
     )
 
 
-def _labels(axes: Any, spots: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Name the points; each name takes the first place around its point that is still free."""
+def _labels(
+    axes: Any, xs: Sequence[float], scores: Sequence[Score], names: Sequence[str], line: float
+) -> None:
+    """Name the points; each name takes the first place around its point that is still free.
+
+    Args:
+        line: where a horizontal line runs that no name should cross.
+    """
     from matplotlib.transforms import Bbox
 
-    places: list[tuple[int, int, str, str]] = [
-        (x, y, side, "center")
-        for y in (0, 12, -12, 24, -24)
-        for x, side in ((9, "left"), (-9, "right"))
-    ]
-    dots = [axes.transData.transform(spot) for spot in spots]
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in dots]
-    for spot, text in zip(spots, texts, strict=True):
-        for x, y, ha, va in places:
-            label = axes.annotate(
-                text, spot, xytext=(x, y), textcoords="offset points", ha=ha, va=va
-            )
-            box = label.get_window_extent(axes.figure.canvas.get_renderer())
+    places = [(x, y) for y in (0, 13, -13, 26, -26) for x in (9, -9)]  # points from the dot
+    renderer = axes.figure.canvas.get_renderer()
+    height = axes.transData.transform((0, line))[1]
+    taken = [Bbox.from_extents(axes.bbox.x0, height - 1, axes.bbox.x1, height + 1)]
+    for x, found in zip(xs, scores, strict=True):
+        low, high = (axes.transData.transform((x, 100 * end)) for end in found.ci)
+        taken.append(Bbox.from_extents(low[0] - 6, low[1], high[0] + 6, high[1]))
+    for x, found, name in zip(xs, scores, names, strict=True):
+        label = axes.annotate(
+            name, (x, 100 * found.accuracy), (9, 0), textcoords="offset points", va="center"
+        )
+        for offset in places:
+            label.set(position=offset, ha="left" if offset[0] > 0 else "right")
+            box = label.get_window_extent(renderer)
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             if inside and not any(box.overlaps(other) for other in taken):
                 break
-            if (x, y, ha, va) != places[-1]:
-                label.remove()
         taken.append(box)
 
 

@@ -35,22 +35,23 @@ def lead(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """One sentence for each target that asks for one: where it was lost, what would decide it."""
+    """After which step the benefit was lost, and what would decide an inconclusive target."""
     said = []
+    for after in dict.fromkeys(v.lost_after for v in report.variants if v.lost_after):
+        names = [place(v, report.variants) for v in report.variants if v.lost_after == after]
+        kept = "the host" if after == "host" else f"{after}, which still survives"
+        said.append(f"{', '.join(names)}: the loss comes after {kept}.")
     for variant in report.variants:
-        name, s = place(variant, report.variants), variant.survival
-        if variant.lost_after == "host":
-            said.append(f"{name}: the loss is already there between the host and this target.")
-        elif variant.lost_after:
-            said.append(f"{name}: the loss lies between {variant.lost_after} and this target.")
-        if s.needed_questions:
-            said.append(f"{name}: about {s.needed_questions:,} questions would decide it.")
+        if variant.survival.needed_questions:
+            name = place(variant, report.variants)
+            needed = variant.survival.needed_questions
+            said.append(f"{name}: about {needed:,} questions would decide it.")
     return said
 
 
 def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
-    found = [accuracy(report), retention(report), latency(report)]
+    found = [accuracy(report), retention(report), likelihood(report), latency(report)]
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
     found += [verification(report), facts(report)]
     return [table for table in found if table.rows]
@@ -63,8 +64,24 @@ def accuracy(report: Report) -> Table:
     return Table(
         "Accuracy",
         "Share of questions answered correctly, 95% Wilson intervals; benefit in points, paired "
-        "by question. p: exact McNemar test. Nats: mean negative log-likelihood of a gold token.",
-        ["", "base", "tuned", "benefit", "p", "nats, base", "nats, tuned"],
+        "by question. p: exact McNemar test.",
+        ["", "base", "tuned", "benefit", "p"],
+        rows,
+    )
+
+
+def likelihood(report: Report) -> Table:
+    """How likely each model finds the gold solutions."""
+    places = [(place(v, report.variants), v.survival.here) for v in report.variants]
+    rows = [
+        [name, number(found.base.nll, "{:.3f}"), number(found.tuned.nll, "{:.3f}")]
+        for name, found in [("host", report.host), *places]
+    ]
+    return Table(
+        "Likelihood",
+        "Mean negative log-likelihood of a gold token, nats: less is better. It moves before the "
+        "accuracy does.",
+        ["", "base", "tuned"],
         rows,
     )
 
@@ -76,7 +93,7 @@ def retention(report: Report) -> Table:
         s = v.survival
         left = NONE
         if s.retention is not None and s.retention_ci is not None:
-            left = f"{s.retention:.2f} ({ratio_interval(s.retention_ci)})"
+            left = f"{s.retention:z.2f} ({ratio_interval(s.retention_ci)})"
         rows.append(
             [
                 place(v, report.variants),
@@ -135,7 +152,7 @@ def group(report: Report, name: str) -> Table:
         name[:1].upper() + name[1:],
         f"{n} questions that the headline figures leave out.",
         ["", "base", "tuned", "benefit", "p"],
-        [row[:5] for row in rows],
+        rows,
     )
 
 
@@ -183,7 +200,7 @@ def percent(share: float) -> str:
 
 def points(difference: float) -> str:
     """0.6 as ``+60.0``."""
-    return f"{100 * difference:+.1f}"
+    return f"{100 * difference:+z.1f}"
 
 
 def points_interval(ci: Interval) -> str:
@@ -193,7 +210,7 @@ def points_interval(ci: Interval) -> str:
 
 def ratio_interval(ci: Interval) -> str:
     """(0.72, 0.93) as ``0.72 to 0.93``."""
-    return f"{ci[0]:.2f} to {ci[1]:.2f}"
+    return f"{ci[0]:z.2f} to {ci[1]:z.2f}"
 
 
 def megabytes(size: int | None) -> str:
@@ -218,8 +235,6 @@ def _benefit_row(name: str, found: Benefit) -> list[str]:
         _accuracy(found.tuned),
         f"{points(found.benefit)} ({points_interval(found.benefit_ci)})",
         f"{found.mcnemar_p:.2g}",
-        number(found.base.nll, "{:.3f}"),
-        number(found.tuned.nll, "{:.3f}"),
     ]
 
 

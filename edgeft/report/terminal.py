@@ -19,6 +19,7 @@ STYLES = {
     "negative-transfer": "bold red",
     "inconclusive": "bold cyan",
 }
+_WIDE = 100
 
 
 def show(report: Report, console: Console) -> None:
@@ -29,7 +30,7 @@ def show(report: Report, console: Console) -> None:
         console.print(remark, markup=False, highlight=False)
     for table in tables(report):
         console.print()
-        console.print(_grid(table))
+        console.print(_grid(table, console.width < _WIDE))
 
 
 def _verdict(verdict: str) -> Text:
@@ -41,18 +42,21 @@ def _verdict(verdict: str) -> Text:
     return text
 
 
-def _grid(table: Table) -> Grid:
+def _grid(table: Table, narrow: bool) -> Grid:
     grid = Grid(
         title=Text(table.title, style="bold"),
         title_justify="left",
         show_header=any(table.header),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     left, right = table.words
     for i, name in enumerate(table.header):
         words = i < left or i >= len(table.header) - right
-        grid.add_column(name, justify="left" if words else "right", overflow="fold")
+        grid.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=i == 0)
     for row in table.rows:
+        if narrow:  # intervals go below their figures
+            row = [cell.replace(" (", "\n(") for cell in row]
         grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     return grid
