@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,13 +153,17 @@ def bench(
 
 
 def _bench_bundle(bundle: Path, out: Path, device: str, as_json: bool) -> None:
-    from edgeft import catalog, stages
+    from edgeft import catalog, stages, survival
     from edgeft.recipe import BenchSettings
-    from edgeft.survival import summarize
+    from edgeft.report.build import read_results
 
     stages.bench_bundle(bundle, out, BenchSettings(), catalog.find_device(device))
-    summary = summarize(out)
-    print(json.dumps(summary, indent=2) if as_json else _lines_of(summary))
+    score = survival.score([r for r in read_results(out) or [] if not r.group])
+    facts = asdict(score) | json.loads((out / "latency.json").read_text())
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    print("\n".join(f"{name:>16}  {value}" for name, value in facts.items()))
 
 
 @app.command()
@@ -255,10 +260,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) ->
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-
-
-def _lines_of(summary: dict[str, Any]) -> str:
-    return "\n".join(f"{name:>16}  {value}" for name, value in summary.items())
 
 
 def _version(wanted: bool) -> None:

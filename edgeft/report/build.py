@@ -101,8 +101,8 @@ def build(run: Path) -> Report:
     Raises:
         UserError: the host has no scores yet, or results do not belong together.
     """
-    host_base = _results(run / "bench" / "host" / "base")
-    host_tuned = _results(run / "bench" / "host" / "tuned")
+    host_base = read_results(run / "bench" / "host" / "base")
+    host_tuned = read_results(run / "bench" / "host" / "tuned")
     if host_base is None or host_tuned is None:
         raise UserError(f"{run}: nothing to report yet; run `edgeft bench {run}` first")
     recipe = _yaml(run / "recipe.yaml")
@@ -198,12 +198,13 @@ def _variant_json(variant: Variant) -> Facts:
 
 def _benched(run: Path) -> Iterable[tuple[str, str, list[Result], list[Result]]]:
     for folder in sorted((run / "bench").glob("*/*")):
-        base, tuned = _results(folder / "base"), _results(folder / "tuned")
+        base, tuned = read_results(folder / "base"), read_results(folder / "tuned")
         if folder.parent.name != "host" and base is not None and tuned is not None:
             yield folder.parent.name, folder.name, base, tuned
 
 
-def _results(folder: Path) -> list[Result] | None:
+def read_results(folder: Path) -> list[Result] | None:
+    """The questions scored in a bench folder; None if it was not benched."""
     path = folder / "results.jsonl"
     if not path.is_file():
         return None

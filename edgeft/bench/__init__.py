@@ -1,0 +1,8 @@
+"""Scoring and timing of one artifact, in child processes of their own."""
+
+from edgeft.bench.accuracy import accuracy
+from edgeft.bench.job import Job, job_of_bundle
+from edgeft.bench.latency import latency
+from edgeft.bench.machine import machine_facts
+
+__all__ = ["Job", "accuracy", "job_of_bundle", "latency", "machine_facts"]

@@ -1,0 +1,58 @@
+"""The child that scores: it opens the artifact and knows nothing of files to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgeft import child, tasks
+from edgeft.bench.job import job_of_request
+from edgeft.prompts import read_items
+from edgeft.runtimes import open_session
+
+Emit = Callable[..., None]
+
+
+def score(request: dict[str, Any], emit: Emit) -> None:
+    """Likelihoods of the questions not scored yet, then answers to those not answered yet."""
+    from tokenizers import Tokenizer
+
+    job = job_of_request(request["job"])
+    items = read_items(job.evaluation)
+    read = tasks.find(job.task).read
+    words = Tokenizer.from_file(str(job.tokenizer))
+    session = open_session(
+        job.runtime,
+        job.artifact,
+        threads=job.threads,
+        context=job.context,
+        parallel=job.parallel,
+    )
+    known = set(request["scored"])
+    left = [item for item in items if item.id not in known]
+    pairs = [(item.prompt, item.gold) for item in left]
+    for item, logprob in zip(left, session.score(pairs), strict=True):
+        emit("score", id=item.id, gold_logprob=logprob, gold_tokens=len(item.gold))
+    known = set(request["answered"])
+    left = [item for item in items if item.id not in known]
+    prompts = [item.prompt for item in left]
+    for done in session.generate(prompts, job.max_new_tokens, set(job.stop)):
+        item = left[done.index]
+        text = words.decode(done.tokens, skip_special_tokens=True)
+        answer = read(text)
+        emit(
+            "answer",
+            id=item.id,
+            group=item.group,
+            tokens=done.tokens,
+            text=text,
+            answer=answer,
+            correct=answer == item.answer,
+            finish=done.finish,
+            seconds=round(done.seconds, 4),
+        )
+    session.close()
+
+
+if __name__ == "__main__":
+    child.serve(score)
