@@ -5,9 +5,7 @@ Timed in a child of its own, so that the peak is this artifact's and nobody else
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from edgeft import child
 from edgeft.bench.job import Job, job_of_request
+from edgeft.bench.machine import peak_rss_mb
 from edgeft.run import write_json
 from edgeft.runtimes import open_session, thread_count
 
@@ -63,12 +62,6 @@ def measure(request: dict[str, Any], emit: Callable[..., None]) -> None:
         new_tokens=new_tokens,
         repetitions=request["repetitions"],
     )
-
-
-def peak_rss_mb() -> float:
-    """This process's largest resident memory so far, MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":

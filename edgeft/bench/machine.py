@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
+import resource
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,16 @@ def machine_facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return facts
+
+
+def peak_rss_mb() -> float:
+    """This process's largest resident memory so far, MB (10^6 bytes)."""
+    try:  # on Linux getrusage counts what the parent held before exec
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _cpuinfo() -> dict[str, str]:
