@@ -16,7 +16,7 @@ from typing import TypeVar
 from edgeft.errors import UserError
 from edgeft.tasks import Question, Sizes, Splits, Task
 from edgeft.tasks.answers import read_number
-from edgeft.tasks.wordmath_templates import PEOPLE, TRAIN, UNSEEN, WORDS, Template
+from edgeft.tasks.wordmath_templates import INSTRUCTION, PEOPLE, TRAIN, UNSEEN, WORDS, Template
 
 T = TypeVar("T")
 
@@ -108,17 +108,18 @@ def _new(
 
 def _question(template: Template, split: str, name: str, rng: Random) -> Question | None:
     """A question, or None when the numbers drawn do not fit the story or the split."""
-    spans = {"a": template.a, "b": template.b, "c": template.c}
-    numbers = {key: _between(*span, rng) for key, span in spans.items() if span}
+    spans = zip("abc", template.spans, strict=False)
+    numbers = {key: _between(low, high, rng) for key, (low, high) in spans}
     if split != "unseen" and _split(template, numbers) != split:
         return None
     worked = _work(template.steps, numbers)
     if worked is None:
         return None
     steps, answer = worked
+    story = template.story.format(**_words(rng), **numbers)
     return Question(
         id=name,
-        question=template.story.format(**_words(rng), **numbers),
+        question=f"{story}\n{INSTRUCTION}",
         solution=f"{steps}\n#### {answer}",
         answer=str(answer),
         group=UNSEEN_GROUP if split == "unseen" else "",
@@ -127,10 +128,10 @@ def _question(template: Template, split: str, name: str, rng: Random) -> Questio
 
 def _split(template: Template, numbers: dict[str, int]) -> str:
     text = f"{template.story} {sorted(numbers.values())}"
-    draw = sha256(text.encode()).digest()[0]
-    if draw < EVALUATION_SHARE:
+    place = sha256(text.encode()).digest()[0]
+    if place < EVALUATION_SHARE:
         return "eval"
-    return "heldout" if draw < EVALUATION_SHARE + HELDOUT_SHARE else "train"
+    return "heldout" if place < EVALUATION_SHARE + HELDOUT_SHARE else "train"
 
 
 def _work(steps: str, numbers: dict[str, int]) -> tuple[str, int] | None:
