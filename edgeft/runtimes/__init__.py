@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +54,42 @@ class Session(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the longest prefix that all share and that leaves each at least its last token."""
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    shared = 0
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return max(0, min(shared, min(map(len, prompts)) - 1))
+
+
+def check_fits(prompts: Iterable[Sequence[int]], new_tokens: int, context: int) -> None:
+    """Refuse prompts that are empty, or too long for the context with what is to come.
+
+    Raises:
+        UserError: names the first such prompt by its number.
+    """
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {i} is empty: every prompt needs at least one token")
+        if len(prompt) + new_tokens > context:
+            raise UserError(
+                f"prompt {i} has {len(prompt)} tokens and {new_tokens} more may follow, "
+                f"but the context holds {context}: shorten it or raise the context"
+            )
+
+
+def thread_count(threads: int) -> int:
+    """``threads``, where 0 stands for every core that this process may use."""
+    if threads:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _llama_cpp(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:

@@ -1,0 +1,286 @@
+"""llama.cpp, through llama-cpp-python's C bindings: GGUF files, on every CPU.
+
+One context serves one call and is as large as that call needs, so memory follows the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import UserError
+from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, thread_count
+
+try:
+    import llama_cpp.llama_cpp as llama
+except ImportError as error:
+    raise UserError(
+        f"llama.cpp is not installed ({error}): pip install 'edgeft[runtime]'"
+    ) from error
+
+import numpy as np
+
+from edgeft.runtimes.llama_batch import MAX_SEQUENCES, Logits, Sequences
+
+_LOGITS_BYTES = 48 * 2**20  # of one batch; numpy's temporaries stay far below it
+_ROWS_AT_ONCE = 8  # log-softmax in the processor's cache
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+
+
+@llama.llama_log_callback  # type: ignore[untyped-decorator]
+def _log(level: int, text: bytes, _: Any) -> None:
+    """Warnings and errors go to standard error, errors are remembered too."""
+    line = text.decode(errors="replace")
+    if level == _CONTINUED:
+        level = _log_state["level"]
+    _log_state["level"] = level
+    if level in (_WARNING, _ERROR):
+        sys.stderr.write(line)
+    if level == _ERROR:
+        _errors.append(line.strip())
+
+
+_log_state = {"level": 0}
+_errors: deque[str] = deque(maxlen=8)
+llama.llama_log_set(_log, ctypes.c_void_p(0))
+
+
+@dataclass
+class _Slot:
+    """A sequence at work: the prompt's tokens not fed yet, then one new token at a time."""
+
+    index: int
+    pending: Sequence[int]
+    position: int
+    new: list[int] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+
+class LlamaSession:
+    """One GGUF file; see :class:`edgeft.runtimes.Session`."""
+
+    def __init__(self, model: Any, threads: int, context: int, parallel: int) -> None:
+        self.model = model
+        self.vocab = llama.llama_model_get_vocab(model)
+        self._vocab_size = llama.llama_vocab_n_tokens(self.vocab)
+        self._threads, self._context = threads, context
+        self._parallel = max(1, min(parallel, MAX_SEQUENCES))
+
+    @contextlib.contextmanager
+    def _sequences(
+        self, prefix: Sequence[int], count: int, own: int, outputs: int
+    ) -> Iterator[Sequences]:
+        sequences = Sequences(self.model, prefix, count, own, outputs, self._threads)
+        try:
+            yield sequences
+        finally:
+            sequences.close()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Set[int]
+    ) -> Iterator[Completion]:
+        """Greedy continuations, as they finish; a finished one makes room for the next prompt."""
+        if not prompts:
+            return
+        check_fits(prompts, max_new_tokens, self._context)
+        shared = common_prefix(prompts)
+        own = max(map(len, prompts)) - shared + max_new_tokens
+        count = min(self._parallel, len(prompts))
+        waiting = deque(enumerate(prompts))
+        slots: dict[int, _Slot] = {}
+        with self._sequences(prompts[0][:shared], count, own, count) as sequences:
+            while waiting or slots:
+                for sequence in range(count):
+                    if sequence not in slots and waiting and sequences.room:
+                        index, prompt = waiting.popleft()
+                        sequences.begin(sequence)
+                        slots[sequence] = _Slot(index, prompt[shared:], shared)
+                asked = _feed(sequences, slots)
+                for sequence, token in zip(asked, sequences.decode().argmax(-1), strict=True):
+                    slot = slots[sequence]
+                    done = int(token) in stop
+                    if not done:
+                        slot.new.append(int(token))
+                        slot.pending = slot.new[-1:]
+                    if done or len(slot.new) == max_new_tokens:
+                        del slots[sequence]
+                        seconds = time.perf_counter() - slot.start
+                        finish = "stop" if done else "length"
+                        yield Completion(slot.index, slot.new, finish, seconds)
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[float]:
+        """sum log p(continuation | prompt) in nats, in order."""
+        if not pairs:
+            return
+        check_fits([prompt for prompt, _ in pairs], max(len(c) for _, c in pairs), self._context)
+        texts = [[*prompt, *continuation[:-1]] for prompt, continuation in pairs]
+        first = [len(prompt) - 1 for prompt, _ in pairs]
+        shared = common_prefix([prompt for prompt, _ in pairs])
+        total, seen = 0.0, 0
+        for index, last, logits in self._forward(texts, first, shared):
+            targets = pairs[index][1][seen : seen + len(logits)]
+            total += log_likelihood(logits, targets)
+            seen += len(logits)
+            if last:
+                yield total
+                total, seen = 0.0, 0
+
+    def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Logits]:
+        """Next-token logits behind the common prefix.
+
+        Yields:
+            For each prompt, in order, float32 [len(prompt) - common prefix, vocabulary].
+        """
+        if not prompts:
+            return
+        check_fits(prompts, 0, self._context)
+        shared = common_prefix(prompts)
+        parts: list[Logits] = []
+        for _, last, logits in self._forward(prompts, [shared] * len(prompts), shared):
+            parts.append(logits.copy())
+            if last:
+                yield np.concatenate(parts)
+                parts = []
+
+    def _forward(
+        self, texts: Sequence[Sequence[int]], first: Sequence[int], shared: int
+    ) -> Iterator[tuple[int, bool, Logits]]:
+        """Logits of ``texts[i]`` from position ``first[i]``, in order, in parts.
+
+        Yields:
+            i, whether this part ends it, and a view that the next step overwrites.
+        """
+        rows = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
+        count = min(self._parallel, len(texts))
+        own = max(map(len, texts)) - shared
+        with self._sequences(texts[0][:shared], count, own, rows) as sequences:
+            parts: list[tuple[int, bool, int]] = []
+            room = rows
+
+            def results() -> Iterator[tuple[int, bool, Logits]]:
+                logits = sequences.decode()
+                at = 0
+                for index, last, size in parts:
+                    if size:
+                        yield index, last, logits[at : at + size]
+                    at += size
+                parts.clear()
+
+            for index, text in enumerate(texts):
+                at = shared
+                # A sequence number is used again only when its last text was computed.
+                if any(i % count == index % count for i, _, _ in parts):
+                    yield from results()
+                    room = rows
+                sequences.begin(index % count)
+                while at < len(text):
+                    end = min(len(text), at + sequences.room, max(at, first[index]) + room)
+                    wanted = max(0, end - max(at, first[index]))
+                    sequences.feed(index % count, at, text[at:end], wanted)
+                    parts.append((index, end == len(text), wanted))
+                    at, room = end, room - wanted
+                    if not (room and sequences.room):
+                        yield from results()
+                        room = rows
+            yield from results()
+
+    def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
+        """One stream, as llama-bench does it: pseudo-random ids, and the most likely token."""
+        check_fits([range(prompt_tokens)], new_tokens, self._context)
+        prompt = np.random.default_rng(0).integers(0, self._vocab_size, prompt_tokens).tolist()
+        seconds = []
+        with self._sequences([], 1, prompt_tokens + new_tokens, 1) as sequences:
+            start = time.perf_counter()
+            for at in range(0, prompt_tokens, sequences.batch_size):
+                part = prompt[at : at + sequences.batch_size]
+                sequences.feed(0, at, part, int(at + len(part) == prompt_tokens))
+                logits = sequences.decode()
+            token = int(logits[0].argmax())
+            ttft = time.perf_counter() - start
+            for position in range(prompt_tokens, prompt_tokens + new_tokens - 1):
+                start = time.perf_counter()
+                sequences.feed(0, position, [token], 1)
+                token = int(sequences.decode()[0].argmax())
+                seconds.append(time.perf_counter() - start)
+        return Timing(ttft, seconds)
+
+    def close(self) -> None:
+        """Free the model; the session is of no use afterwards."""
+        llama.llama_model_free(self.model)
+
+
+def _feed(sequences: Sequences, slots: dict[int, _Slot]) -> list[int]:
+    """Fill the batch with what the slots have pending; the sequences whose logits come next."""
+    asked = []
+    for sequence, slot in sorted(slots.items()):
+        part = slot.pending[: sequences.room]
+        slot.pending = slot.pending[len(part) :]
+        whole = bool(part) and not slot.pending
+        if part:
+            sequences.feed(sequence, slot.position, part, int(whole))
+        slot.position += len(part)
+        if whole:
+            asked.append(sequence)
+    return asked
+
+
+def log_likelihood(logits: Logits, targets: Sequence[int]) -> float:
+    """sum over rows of log softmax(logits)[target], in nats; float32 terms, float64 sums."""
+    total = 0.0
+    for at in range(0, len(targets), _ROWS_AT_ONCE):
+        rows = logits[at : at + _ROWS_AT_ONCE]
+        top = rows.max(-1, keepdims=True)
+        sums = np.exp(rows - top).sum(-1, dtype=np.float64)
+        picked = rows[np.arange(len(rows)), list(targets[at : at + _ROWS_AT_ONCE])]
+        total += float((picked - top[:, 0].astype(np.float64) - np.log(sums)).sum())
+    return total
+
+
+def open_session(artifact: Path, *, threads: int, context: int, parallel: int) -> LlamaSession:
+    """Open a GGUF; the arguments are those of :func:`edgeft.runtimes.open_session`.
+
+    Raises:
+        UserError: there is no such file, or llama.cpp does not open it.
+    """
+    if not artifact.is_file():
+        raise UserError(f"{artifact} does not exist")
+    llama.llama_backend_init()
+    _errors.clear()
+    model = llama.llama_model_load_from_file(
+        os.fsencode(artifact), llama.llama_model_default_params()
+    )
+    if not model:
+        reason = next((e for e in _errors if "error loading model" in e), [*_errors, "no reason"][0])
+        reason = reason.rpartition("error loading model: ")[2]
+        raise UserError(f"{artifact} does not open in llama.cpp: {reason}; export it again")
+    return LlamaSession(model, thread_count(threads), context, parallel)
+
+
+def tokenize(session: LlamaSession, text: str, special: bool) -> list[int]:
+    """The ids that a user's llama.cpp makes of a text; the file decides about BOS and EOS.
+
+    Args:
+        special: read ``<|im_start|>`` and the like as the tokens they name.
+    """
+    data = text.encode()
+    size = len(data) + 8
+    while True:
+        ids = (llama.llama_token * size)()
+        count = llama.llama_tokenize(session.vocab, data, len(data), ids, size, True, special)
+        if count >= 0:
+            return list(ids[:count])
+        size = -count
+
+
+def chat_template(session: LlamaSession) -> str | None:
+    """The chat template in the file."""
+    template = llama.llama_model_chat_template(session.model, None)
+    return template.decode() if template else None
