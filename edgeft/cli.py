@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -249,7 +250,7 @@ def _report(path: Path, as_json: bool) -> None:
         print(f"{path / 'report.html'}")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool) -> None:
     if as_json:
         print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=2))
         return
