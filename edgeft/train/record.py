@@ -54,7 +54,9 @@ class Record(TrainerCallback):  # type: ignore[misc]
         rate = (self.tokens - self.before) / took
         row = {"step": step, "steps": state.max_steps, "loss": round(logs["loss"], 6)}
         row |= {"lr": logs["learning_rate"], "tokens": self.tokens}
-        self._write({**row, "tokens_per_s": round(rate, 1), "seconds": round(self.seconds + took, 2)})
+        self._write(
+            {**row, "tokens_per_s": round(rate, 1), "seconds": round(self.seconds + took, 2)}
+        )
         text = f"loss {logs['loss']:.2f} · {rate:.0f} tok/s"
         self.emit("progress", done=step, total=state.max_steps, text=text)
         if step in {round(state.max_steps * i / (self.points - 1)) for i in range(1, self.points)}:

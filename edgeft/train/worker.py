@@ -16,6 +16,7 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainingArguments,
+    logging,
     set_seed,
 )
 
@@ -64,6 +65,7 @@ def fit(
         callbacks=[record],
     )
     trainer.record = record
+    trainer.model_accepts_loss_kwargs = True  # count gold tokens whatever the model's forward takes
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.save_pretrained(out / "adapter")
@@ -191,6 +193,7 @@ def _work(request: Any, emit: Emit) -> None:
         Path(request[name]) for name in ("base", "train", "heldout", "out")
     )
     settings = TrainSettings(**request["settings"])
+    logging.disable_progress_bar()
     try:
         fit(base, train, heldout, out, settings, request["seed"], emit)
     except Exception as error:

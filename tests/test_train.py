@@ -1,0 +1,416 @@
+"""Training on a tiny random Llama: the loss, the log, resuming, and what users see when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from edgeft import train as training
+from edgeft.errors import UserError
+from edgeft.prompts import Item, write_items
+from edgeft.train import worker
+from edgeft.train.batches import IGNORED, SortedBatches, collate, completion_loss, heldout_loss
+from edgeft.train.record import last_checkpoint, rows
+from edgeft.train.settings import TrainSettings
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+SETTINGS = TrainSettings(epochs=2, batch_size=4, rank=4, alpha=8, lr=1e-2, checkpoint_steps=3)
+
+
+def llama(tied: bool = True) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied))
+
+
+def gemma() -> Any:
+    torch.manual_seed(0)
+    settings = {**SHAPE, "final_logit_softcapping": 2.0, "sliding_window": 8}
+    return Gemma2ForCausalLM(Gemma2Config(**settings))
+
+
+def items(count: int, seed: int) -> list[Item]:
+    """Questions whose solution counts from 10, however far: something to learn."""
+    draw = random.Random(seed)
+    made = []
+    for i in range(count):
+        prompt = [1, 7, 7, *(draw.randrange(3, 97) for _ in range(draw.randrange(3, 14)))]
+        gold = [*range(10, 10 + draw.randrange(1, 7)), 2]
+        made.append(Item(f"q{i}", "", "", prompt, gold, ""))
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small tensors take longer on several threads, here and in children."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    llama().to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_items(folder / "train.jsonl", items(38, 1))  # 10 steps, the last of them smaller
+    write_items(folder / "heldout.jsonl", items(10, 2))
+    return folder
+
+
+def silent(event: str, **fields: Any) -> None:
+    pass
+
+
+Fit = Callable[..., Path]
+
+
+@pytest.fixture
+def fit(base: Path, data: Path, tmp_path: Path) -> Fit:
+    """Train in this process: ``fit(settings, seed, name)`` is the folder with the result."""
+
+    def run(
+        settings: TrainSettings = SETTINGS,
+        seed: int = 0,
+        name: str = "out",
+        emit: Callable[..., None] = silent,
+    ) -> Path:
+        out = tmp_path / name
+        train, heldout = data / "train.jsonl", data / "heldout.jsonl"
+        worker.fit(base, train, heldout, out, settings, seed, emit)
+        return out
+
+    return run
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in rows(out / "log.jsonl") if "loss" in row]
+
+
+def plain(model: Any, questions: list[Item]) -> tuple[float, int]:
+    """The loss as transformers computes it itself, one question at a time, from every logit."""
+    total, tokens = 0.0, 0
+    for item in questions:
+        ids = torch.tensor([[*item.prompt, *item.gold]])
+        labels = ids.clone()
+        labels[:, : len(item.prompt)] = IGNORED
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss
+        total, tokens = total + float(loss) * len(item.gold), tokens + len(item.gold)
+    return total, tokens
+
+
+@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize("make", [llama, lambda: llama(tied=False), gemma])
+def test_the_loss_is_the_plain_one(make: Callable[[], Any], peft: bool) -> None:
+    model, questions = make().eval(), items(9, 3)
+    if peft:
+        from peft import LoraConfig, get_peft_model
+
+        # init_lora_weights=False: an adapter that does something.
+        config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, config).eval()
+    assert len({len(item.prompt) + len(item.gold) for item in questions}) > 3  # there is padding
+    total, tokens = plain(model, questions)
+    loss, count = completion_loss(model, collate(questions, pad=2))
+    assert count == tokens
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert heldout_loss(model, questions, pad=5) == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_the_head_runs_at_gold_tokens_only() -> None:
+    model, questions = llama(), items(6, 4)
+    seen: list[torch.Size] = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.shape))
+    completion_loss(model, collate(questions, pad=2))
+    assert seen == [(sum(len(item.gold) for item in questions), SHAPE["vocab_size"])]
+
+
+def test_gradients_are_the_plain_ones() -> None:
+    questions, grads = items(6, 5), []
+    for ours in (True, False):
+        model = llama()
+        batch = collate(questions, pad=2)
+        if ours:
+            total, count = completion_loss(model, batch)
+            (total / count).backward()
+        else:
+            mask = torch.arange(batch["input_ids"].shape[1]) < batch["lengths"][:, None]
+            model(
+                input_ids=batch["input_ids"], attention_mask=mask.long(), labels=batch["labels"]
+            ).loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_are_of_similar_length_and_change_with_the_epoch() -> None:
+    lengths = [random.Random(i).randrange(5, 50) for i in range(43)]
+    sampler = SortedBatches(lengths, 8, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(43)) and first == list(sampler)
+    spans = sorted(
+        (min(part), max(part))
+        for part in ([lengths[i] for i in first[at : at + 8]] for at in range(0, 43, 8))
+    )
+    assert all(high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(SortedBatches(lengths, 8, seed=4)) != first
+
+
+def test_training_learns_and_says_how(fit: Fit) -> None:
+    told: list[dict[str, Any]] = []
+    out = fit(replace(SETTINGS, epochs=6), emit=lambda event, **f: told.append(f))
+    summary = json.loads((out / "train.json").read_text())
+    steps = [step for step, _ in curve(out)]
+    assert steps == list(range(1, 61))
+    assert [(t["done"], t["total"]) for t in told] == [(s, 60) for s in steps]
+    assert "tok/s" in told[-1]["text"]
+    points = summary["heldout"]
+    assert [step for step, _ in points] == [0, 15, 30, 45, 60]
+    assert points[-1][1] < 0.8 * points[0][1]
+    assert summary["final_loss"] == curve(out)[-1][1] < 0.8 * curve(out)[0][1]
+    tokens = sum(len(i.prompt) + len(i.gold) for i in items(38, 1))
+    assert summary["tokens"] == 6 * tokens and summary["examples"] == 38
+    assert summary["steps"] == 60 and summary["epochs"] == 6
+    weights = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert sum(w.numel() for w in weights.values()) == summary["trainable_parameters"]
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert not (out / "checkpoints").exists()
+
+
+def test_the_heldout_curve_is_the_models(fit: Fit, base: Path) -> None:
+    from peft import PeftModel
+
+    out = fit(replace(SETTINGS, dtype="float32"))
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    held = items(10, 2)
+    (_, before), *_, (_, after) = json.loads((out / "train.json").read_text())["heldout"]
+    total, tokens = plain(model, held)
+    assert before == pytest.approx(total / tokens, rel=1e-4)
+    total, tokens = plain(PeftModel.from_pretrained(model, out / "adapter"), held)
+    assert after == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_curve(fit: Fit) -> None:
+    first, second, other = (fit(seed=seed, name=f"{i}") for i, seed in enumerate((5, 5, 6)))
+    assert curve(first) == curve(second) != curve(other)
+    assert same_adapter(first, second) and not same_adapter(first, other)
+
+
+def same_adapter(one: Path, two: Path) -> bool:
+    a, b = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, two))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("settings", "killed_at"),
+    [
+        (SETTINGS, 2),  # before the first checkpoint
+        (SETTINGS, 8),
+        (SETTINGS, 17),  # in the second epoch
+        (replace(SETTINGS, max_steps=5), 5),  # after the last step, in the middle of an epoch
+        (replace(SETTINGS, dropout=0.3, dtype="float32"), 14),  # random numbers go on too
+    ],
+)
+def test_going_on_is_as_if_never_cut_off(fit: Fit, settings: TrainSettings, killed_at: int) -> None:
+    """Bitwise, on one machine."""
+    whole = fit(settings, name="whole")
+
+    class Cut(Exception):
+        pass
+
+    def cut(event: str, **fields: Any) -> None:
+        if fields["done"] == killed_at:
+            raise Cut
+
+    with pytest.raises(Cut):
+        fit(settings, name="cut", emit=cut)
+    again = fit(settings, name="cut")
+    check_same(whole, again)
+
+
+def check_same(whole: Path, again: Path) -> None:
+    names = ("step", "steps", "loss", "lr", "tokens", "heldout_loss")
+    logs = [
+        [{name: row.get(name) for name in names} for row in rows(out / "log.jsonl")]
+        for out in (whole, again)
+    ]
+    assert logs[0] == logs[1]
+    assert same_adapter(whole, again)
+
+
+def test_a_half_written_checkpoint_is_passed_over(fit: Fit, tmp_path: Path) -> None:
+    whole = fit(name="whole")
+
+    class Cut(Exception):
+        pass
+
+    def cut(event: str, **fields: Any) -> None:
+        if fields["done"] == 7:
+            raise Cut
+
+    with pytest.raises(Cut):
+        fit(name="cut", emit=cut)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    newest, step = last_checkpoint(checkpoints)
+    assert newest and step == 6
+    # As a kill leaves it while the Trainer writes: the adapter cut off, nothing behind it.
+    half = checkpoints / "checkpoint-7"
+    half.mkdir()
+    weights = (newest / "adapter_model.safetensors").read_bytes()
+    (half / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with (tmp_path / "cut" / "log.jsonl").open("a") as log:
+        log.write('{"step": 8, "lo')
+    check_same(whole, fit(name="cut"))
+
+
+def test_checkpoints_are_small_and_hold_no_python_objects(fit: Fit, tmp_path: Path) -> None:
+    def look(event: str, **fields: Any) -> None:
+        if fields["done"] == 13:
+            for path in (tmp_path / "out" / "checkpoints").rglob("*.*"):
+                if path.suffix in (".pt", ".pth", ".bin"):
+                    with worker_safe_globals():
+                        torch.load(path, weights_only=True)
+            found = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
+            assert found == ["checkpoint-12", "checkpoint-9"]
+            assert not list(tmp_path.rglob("training_args.bin"))
+            assert not list(tmp_path.rglob("model.safetensors"))
+            looked.append(True)
+
+    looked: list[bool] = []
+    fit(emit=look)
+    assert looked
+
+
+def worker_safe_globals() -> Any:
+    from transformers.trainer_pt_utils import safe_globals
+
+    return safe_globals()
+
+
+def children() -> Iterator[psutil.Process]:
+    for child in psutil.Process().children(recursive=True):
+        if "edgeft.train.worker" in child.cmdline():
+            yield child
+
+
+@pytest.mark.slow
+def test_a_real_kill_minus_9(base: Path, data: Path, tmp_path: Path) -> None:
+    """Bitwise too."""
+    settings = replace(SETTINGS, epochs=8, checkpoint_steps=1)
+    silent_update = lambda done, total, text: None  # noqa: E731
+    training.train(base, data, tmp_path / "whole", settings, 0, silent_update)
+    kills = 0
+    for delay in (0.0, 0.003, 0.011):
+
+        def kill(done: int, total: int, text: str, delay: float = delay) -> None:
+            nonlocal kills
+            if done > 20 * (kills + 1):
+                time.sleep(delay)
+                for child in children():
+                    os.kill(child.pid, signal.SIGKILL)
+                kills += 1
+
+        with pytest.raises(UserError, match="killed by SIGKILL"):
+            training.train(base, data, tmp_path / "cut", settings, 0, kill)
+    assert kills >= 3
+    training.train(base, data, tmp_path / "cut", settings, 0, silent_update)
+    check_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_loss_that_is_not_finite_is_one_clear_line(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"at step \d+: try a train\.lr far below 1e\+09"):
+        fit(replace(SETTINGS, lr=1e9, warmup_ratio=0.0))
+
+
+def test_a_full_disk_is_one_clear_line(base: Path, data: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot write to .*: the disk is full"):
+        training.train(base, data, out, SETTINGS, 0, lambda done, total, text: None)
+
+
+def test_what_cannot_be_trained_is_one_clear_line(fit: Fit, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot train .*: .*nowhere"):
+        fit(replace(SETTINGS, target_modules="nowhere"))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
+        worker.fit(
+            tmp_path,
+            tmp_path / "empty.jsonl",
+            data / "heldout.jsonl",
+            tmp_path,
+            SETTINGS,
+            0,
+            silent,
+        )
+    with pytest.raises(UserError, match="cannot train .*no-model"):
+        worker.fit(
+            tmp_path / "no-model",
+            data / "train.jsonl",
+            data / "heldout.jsonl",
+            tmp_path,
+            SETTINGS,
+            0,
+            silent,
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "magic"}, "method 'magic' is none of: lora"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"heldout_points": 1}, "at least 2"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"dtype": "float16"}, "dtype 'float16'"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**wrong)
+
+
+def test_training_is_light_until_it_starts() -> None:
+    import subprocess
+    import sys
+
+    code = "import edgeft.train, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
