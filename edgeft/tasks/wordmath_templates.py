@@ -1,6 +1,6 @@
 """The stories that ``wordmath`` is made from: data, no logic.
 
-Numbers are small because small models are weak: SmolLM2-135M-Instruct, untuned, gets few of the
+Numbers are small because small models are weak: SmolLM2-135M-Instruct, untuned, gets a quarter of the
 one-step questions right and hardly any with two steps.
 
 In a story ``{a}``, ``{b}`` and ``{c}`` are numbers, the other braces are words from ``WORDS`` or a
