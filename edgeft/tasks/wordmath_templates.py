@@ -1,7 +1,7 @@
 """The stories that ``wordmath`` is made from: data, no logic.
 
-Numbers are small because small models are weak: SmolLM2-135M-Instruct, untuned, gets a quarter of the
-one-step questions right and hardly any with two steps.
+Numbers are small because small models are weak: SmolLM2-135M-Instruct, untuned, gets a quarter of
+the one-step questions right and hardly any with two steps.
 
 In a story ``{a}``, ``{b}`` and ``{c}`` are numbers, the other braces are words from ``WORDS`` or a
 person. In a solution ``[a + b]`` becomes ``12 + 7 = 19``; the first result is then called ``x``,
