@@ -96,7 +96,7 @@ def test_f16_agrees_with_the_host(
     assert done.chat_template is True
     assert done.positions > 300
     assert done.top1_agreement is not None and done.top1_agreement >= 0.99
-    assert done.max_logit_diff is not None and 0 < done.max_logit_diff < 0.1
+    assert done.max_logit_diff is not None and 0 < done.max_logit_diff < 0.3
 
 
 def test_the_merged_model_is_base_plus_adapter(
@@ -186,7 +186,8 @@ def test_a_wrong_tokenizer_is_found(
 ) -> None:
     from edgeft import tokenizer
 
-    tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.pre": "llama-bpe"}, spoilt)
+    merges = gguf_fields["tokenizer.ggml.merges"][:20_000]
+    tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.merges": merges}, spoilt)
     gguf.convert(spoilt, tmp_path / "model.gguf", "spoilt")
     with pytest.raises(UserError, match="tokenizer reads .* differently"):
         verify.verify_gguf(tmp_path / "model.gguf", tiny, evaluation, logits=False)
@@ -217,7 +218,7 @@ def test_quantizing_shrinks_and_still_opens(
     child.run(
         "edgeft.exporters.quantize", {"source": str(tiny_gguf), "out": str(out), "ftype": "Q8_0"}
     )
-    assert out.stat().st_size < 0.6 * tiny_gguf.stat().st_size
+    assert out.stat().st_size < 0.7 * tiny_gguf.stat().st_size
     done = verify.verify_gguf(out, tiny, evaluation, logits=False)
     assert done.tokenizer_prompts == len(QUESTIONS) and done.positions == 0
 
