@@ -86,9 +86,7 @@ def test_the_pre_tokenizer_is_known_by_what_it_does(
     from tokenizers import Tokenizer
 
     folder = make_model("Llama", pre=pre)
-    assert (
-        tokenizer.pre_tokenizer_name(Tokenizer.from_file(str(folder / "tokenizer.json"))) == pre
-    )
+    assert tokenizer.pre_tokenizer_name(Tokenizer.from_file(str(folder / "tokenizer.json"))) == pre
 
 
 def test_a_sentencepiece_gguf_is_refused(gguf_fields: dict[str, Any], tmp_path: Path) -> None:
