@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_batches_are_of_similar_length_and_change_with_the_epoch() -> None:
         (min(part), max(part))
         for part in ([lengths[i] for i in first[at : at + 8]] for at in range(0, 43, 8))
     )
-    assert all(high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
+    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(SortedBatches(lengths, 8, seed=4)) != first

@@ -18,7 +18,7 @@ def length(item: Item) -> int:
     return len(item.prompt) + len(item.gold)
 
 
-class SortedBatches(Sampler[int]):
+class SortedBatches(Sampler[int]):  # type: ignore[misc]
     """Indices such that every ``batch_size`` in a row have similar lengths.
 
     The batches' order, and who of equal length goes with whom, is shuffled by seed and epoch.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from transformers import (
     AutoModelForCausalLM,
     PrinterCallback,
@@ -67,7 +67,9 @@ def fit(
     trainer.record = record
     trainer.model_accepts_loss_kwargs = True  # count gold tokens whatever the model's forward takes
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # Autocast alone puts the adapter's inputs into bfloat16; PEFT would keep float32 copies.
+    with disable_input_dtype_casting(model, active=dtype == torch.bfloat16):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.save_pretrained(out / "adapter")
     write_json(out / "train.json", _summary(trainer, settings, len(items), dtype))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
