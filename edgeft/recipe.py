@@ -22,7 +22,7 @@ class TaskSettings:
     """How many questions: to train on, held out for the loss, evaluated, and of unseen templates."""
 
     name: str = "wordmath"
-    train: int = 640
+    train: int = 800
     heldout: int = 48
     evaluation: int = 200
     unseen: int = 40
@@ -40,11 +40,12 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How artifacts are scored and timed. ``parallel``: sequences in one batch."""
+    """How artifacts are scored and timed. ``parallel``: sequences in one batch, and on the host."""
 
     devices: list[str] = field(default_factory=lambda: ["local"])
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     parallel: int = 32
+    host_parallel: int = 96
     latency_prompt_tokens: int = 128
     latency_new_tokens: int = 64
     latency_repetitions: int = 3
@@ -140,7 +141,8 @@ def _build(data: dict[str, Any], where: Mapping[tuple[str, ...], str], name: str
 
     _check_keys(Recipe, data, where, name, ())
     try:
-        return _adapter().validate_python(data)
+        recipe: Recipe = _adapter().validate_python(data)
+        return recipe
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import __version__, bench, catalog, child, model, recipe, run, tasks
+from edgeft.allocator import allocator
 from edgeft.catalog import Device, Target
 from edgeft.errors import UserError
 from edgeft.exporters import gguf, merge
@@ -127,7 +128,9 @@ def merged(this: Run) -> None:
         "merge",
         this.path / "merged",
         inputs,
-        lambda out, _: child.run("edgeft.exporters.merge", {**request, "out": str(out)}),
+        lambda out, _: child.run(
+            "edgeft.exporters.merge", {**request, "out": str(out)}, allocator()
+        ),
     )
 
 
@@ -155,7 +158,7 @@ def bench_host(this: Run) -> None:
             max_new_tokens=this.recipe.bench.max_new_tokens,
             stop=facts["stop"],
             context=_context(this, facts),
-            parallel=this.recipe.bench.parallel,
+            parallel=this.recipe.bench.host_parallel,
         )
         inputs = {
             "model": this.sha256(model.weight_files(folder)),
@@ -335,5 +338,5 @@ def _bundle(this: Run, target: Target, weights: str) -> None:
 
 def _verify(artifact: Path, folder: Path, evaluation: Path, *, logits: bool) -> dict[str, Any]:
     request = {"artifact": str(artifact), "folder": str(folder), "evaluation": str(evaluation)}
-    verified = child.run("edgeft.exporters.verify", {**request, "logits": logits})[-1]
+    verified = child.run("edgeft.exporters.verify", {**request, "logits": logits}, allocator())[-1]
     return {name: value for name, value in verified.items() if name != "event"}

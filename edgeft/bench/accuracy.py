@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import child
+from edgeft.allocator import allocator
 from edgeft.bench.job import Job
 from edgeft.errors import UserError
 from edgeft.prompts import read_items
@@ -38,7 +39,7 @@ def accuracy(job: Job, out: Path, progress: Callable[[int, int, str], None]) -> 
         request = {"job": job.request(), "scored": list(scored), "answered": list(done)}
         right = sum(row["correct"] for row in done.values())
         with _appending(results) as keep, _appending(scores) as keep_score:
-            for event in child.call("edgeft.bench.worker", request):
+            for event in child.call("edgeft.bench.worker", request, _env(job)):
                 kind = event.pop("event")
                 if kind == "score":
                     scored[event["id"]] = event
@@ -53,6 +54,10 @@ def accuracy(job: Job, out: Path, progress: Callable[[int, int, str], None]) -> 
     if len(done) != total:
         raise UserError(f"{results} holds {len(done)} of {total} questions: give the command again")
     scores.unlink(missing_ok=True)
+
+
+def _env(job: Job) -> dict[str, str]:
+    return allocator() if job.runtime == "transformers" else {}
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -93,15 +93,15 @@ def thread_count(threads: int) -> int:
 
 
 def _llama_cpp(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
-    from edgeft.runtimes import llama_cpp
+    from edgeft.runtimes.llama_cpp import open_session as open_
 
-    return llama_cpp.open_session(artifact, threads=threads, context=context, parallel=parallel)
+    return open_(artifact, threads=threads, context=context, parallel=parallel)
 
 
 def _transformers(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
-    from edgeft.runtimes import transformers
+    from edgeft.runtimes.transformers import open_session as open_
 
-    return transformers.open_session(artifact, threads=threads, context=context, parallel=parallel)
+    return open_(artifact, threads=threads, context=context, parallel=parallel)
 
 
 RUNTIMES: dict[str, Callable[..., Session]] = {

@@ -1,4 +1,10 @@
-"""Sequences in one llama.cpp context that all continue one shared prefix, decoded in batches."""
+"""Sequences in one llama.cpp context that all continue one shared prefix, decoded in batches.
+
+Each sequence has a stream of cells of its own (``kv_unified`` off), and no stream gets more than
+``PIECE`` tokens in one batch. Then a sequence computes the same numbers whatever else is in the
+batch: with unified cells the order in which attention adds up, and from 64 tokens on its kernel,
+would follow the neighbours, and every second answer of a quantized model with them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,9 @@ from edgeft.errors import UserError
 
 Logits = NDArray[np.float32]
 MAX_SEQUENCES = 255  # llama.cpp's LLAMA_MAX_SEQ, less the one that keeps the prefix
+PIECE = 63  # from 64 tokens of one stream on, llama.cpp's CPU attention takes another kernel
 _BATCH = 512  # tokens in one call: as fast as more, and its activations stay small
+_PAGE = 256  # llama.cpp rounds a stream's cells up to this
 
 
 class Sequences:
@@ -37,8 +45,9 @@ class Sequences:
         self.batch_size = max(_BATCH, count)
         settings = llama.llama_context_default_params()
         settings.n_seq_max = count + 1
-        settings.n_ctx = len(prefix) + count * own
-        settings.kv_unified = True
+        stream = -(-(len(prefix) + own) // _PAGE) * _PAGE
+        settings.n_ctx = (count + 1) * stream
+        settings.kv_unified = False
         settings.n_batch = settings.n_ubatch = self.batch_size
         settings.n_outputs_max = max(outputs, count + 1)
         settings.n_outputs_max_per_seq = 0
@@ -50,8 +59,8 @@ class Sequences:
         self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         self._prefix_sequence, self._prefix = count, len(prefix)
         self._arrays()
-        for at in range(0, len(prefix), self.batch_size):
-            self.feed(count, at, prefix[at : at + self.batch_size], 0)
+        for at in range(0, len(prefix), PIECE):
+            self.feed(count, at, prefix[at : at + PIECE], 0)
             self.decode()
 
     def _arrays(self) -> None:
@@ -78,7 +87,8 @@ class Sequences:
     def begin(self, sequence: int) -> None:
         """Make ``sequence`` the prefix alone. None of its tokens may wait in the batch."""
         llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        llama.llama_memory_seq_cp(self._memory, self._prefix_sequence, sequence, -1, -1)
+        if self._prefix:
+            llama.llama_memory_seq_cp(self._memory, self._prefix_sequence, sequence, -1, -1)
 
     def feed(self, sequence: int, position: int, tokens: Sequence[int], wanted: int) -> None:
         """Put tokens into the batch, and ask for logits after the last ``wanted`` of them."""

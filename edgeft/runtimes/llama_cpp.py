@@ -28,9 +28,10 @@ except ImportError as error:
 
 import numpy as np
 
-from edgeft.runtimes.llama_batch import MAX_SEQUENCES, Logits, Sequences
+from edgeft.runtimes.llama_batch import MAX_SEQUENCES, PIECE, Logits, Sequences
 
 _LOGITS_BYTES = 48 * 2**20  # of one batch; numpy's temporaries stay far below it
+_WHOLE_AT_ONCE = 8  # prompts whose logits are all kept until their turn
 _ROWS_AT_ONCE = 8  # log-softmax in the processor's cache
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 
@@ -55,11 +56,19 @@ llama.llama_log_set(_log, ctypes.c_void_p(0))
 
 @dataclass
 class _Slot:
-    """A sequence at work: the prompt's tokens not fed yet, then one new token at a time."""
+    """A sequence at work on the text ``index``.
+
+    Attributes:
+        pending: ids not fed yet.
+        position: where they stand.
+        first: position from which logits are wanted.
+        new: ids generated so far.
+    """
 
     index: int
     pending: Sequence[int]
     position: int
+    first: int
     new: list[int] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
@@ -94,26 +103,25 @@ class LlamaSession:
         shared = common_prefix(prompts)
         own = max(map(len, prompts)) - shared + max_new_tokens
         count = min(self._parallel, len(prompts))
-        waiting = deque(enumerate(prompts))
+        waiting = deque(range(len(prompts)))
         slots: dict[int, _Slot] = {}
         with self._sequences(prompts[0][:shared], count, own, count) as sequences:
             while waiting or slots:
-                for sequence in range(count):
-                    if sequence not in slots and waiting and sequences.room:
-                        index, prompt = waiting.popleft()
-                        sequences.begin(sequence)
-                        slots[sequence] = _Slot(index, prompt[shared:], shared)
-                asked = _feed(sequences, slots)
-                for sequence, token in zip(asked, sequences.decode().argmax(-1), strict=True):
+                for sequence in _free(slots, count, waiting):
+                    prompt = prompts[i := waiting.popleft()]
+                    sequences.begin(sequence)
+                    slots[sequence] = _Slot(i, prompt[shared:], shared, len(prompt) - 1)
+                asked = [sequence for sequence, rows in _feed(sequences, slots, count) if rows]
+                tokens = sequences.decode().argmax(-1).tolist()
+                for sequence, token in zip(asked, tokens, strict=True):
                     slot = slots[sequence]
-                    done = int(token) in stop
-                    if not done:
-                        slot.new.append(int(token))
-                        slot.pending = slot.new[-1:]
-                    if done or len(slot.new) == max_new_tokens:
+                    if token not in stop:
+                        slot.new.append(token)
+                        slot.pending = [token]
+                    if token in stop or len(slot.new) == max_new_tokens:
                         del slots[sequence]
                         seconds = time.perf_counter() - slot.start
-                        finish = "stop" if done else "length"
+                        finish = "stop" if token in stop else "length"
                         yield Completion(slot.index, slot.new, finish, seconds)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[float]:
@@ -124,14 +132,17 @@ class LlamaSession:
         texts = [[*prompt, *continuation[:-1]] for prompt, continuation in pairs]
         first = [len(prompt) - 1 for prompt, _ in pairs]
         shared = common_prefix([prompt for prompt, _ in pairs])
-        total, seen = 0.0, 0
-        for index, last, logits in self._forward(texts, first, shared):
-            targets = pairs[index][1][seen : seen + len(logits)]
-            total += log_likelihood(logits, targets)
-            seen += len(logits)
+        totals, seen = [0.0] * len(pairs), [0] * len(pairs)
+        following, ended = 0, set()
+        for i, last, logits in self._forward(texts, first, shared, self._parallel):
+            targets = pairs[i][1][seen[i] : seen[i] + len(logits)]
+            totals[i] += log_likelihood(logits, targets)
+            seen[i] += len(logits)
             if last:
-                yield total
-                total, seen = 0.0, 0
+                ended.add(i)
+            while following in ended:
+                yield totals[following]
+                following += 1
 
     def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Logits]:
         """Next-token logits behind the common prefix.
@@ -143,54 +154,44 @@ class LlamaSession:
             return
         check_fits(prompts, 0, self._context)
         shared = common_prefix(prompts)
-        parts: list[Logits] = []
-        for _, last, logits in self._forward(prompts, [shared] * len(prompts), shared):
-            parts.append(logits.copy())
+        parts: dict[int, list[Logits]] = {}
+        following, ended = 0, set()
+        first = [shared] * len(prompts)
+        for i, last, logits in self._forward(prompts, first, shared, _WHOLE_AT_ONCE):
+            parts.setdefault(i, []).append(logits.copy())
             if last:
-                yield np.concatenate(parts)
-                parts = []
+                ended.add(i)
+            while following in ended:
+                yield np.concatenate(parts.pop(following))
+                following += 1
 
     def _forward(
-        self, texts: Sequence[Sequence[int]], first: Sequence[int], shared: int
+        self, texts: Sequence[Sequence[int]], first: Sequence[int], shared: int, parallel: int
     ) -> Iterator[tuple[int, bool, Logits]]:
-        """Logits of ``texts[i]`` from position ``first[i]``, in order, in parts.
+        """Logits of ``texts[i]`` from position ``first[i]``, in parts, about in order.
 
         Yields:
             i, whether this part ends it, and a view that the next step overwrites.
         """
         rows = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
-        count = min(self._parallel, len(texts))
+        count = min(parallel, self._parallel, len(texts))
         own = max(map(len, texts)) - shared
+        waiting = deque(range(len(texts)))
+        slots: dict[int, _Slot] = {}
         with self._sequences(texts[0][:shared], count, own, rows) as sequences:
-            parts: list[tuple[int, bool, int]] = []
-            room = rows
-
-            def results() -> Iterator[tuple[int, bool, Logits]]:
-                logits = sequences.decode()
-                at = 0
-                for index, last, size in parts:
-                    if size:
-                        yield index, last, logits[at : at + size]
-                    at += size
-                parts.clear()
-
-            for index, text in enumerate(texts):
-                at = shared
-                # A sequence number is used again only when its last text was computed.
-                if any(i % count == index % count for i, _, _ in parts):
-                    yield from results()
-                    room = rows
-                sequences.begin(index % count)
-                while at < len(text):
-                    end = min(len(text), at + sequences.room, max(at, first[index]) + room)
-                    wanted = max(0, end - max(at, first[index]))
-                    sequences.feed(index % count, at, text[at:end], wanted)
-                    parts.append((index, end == len(text), wanted))
-                    at, room = end, room - wanted
-                    if not (room and sequences.room):
-                        yield from results()
-                        room = rows
-            yield from results()
+            while waiting or slots:
+                for sequence in _free(slots, count, waiting):
+                    i = waiting.popleft()
+                    sequences.begin(sequence)
+                    slots[sequence] = _Slot(i, texts[i][shared:], shared, first[i])
+                asked = _feed(sequences, slots, rows)
+                logits, at = sequences.decode(), 0
+                for sequence, wanted in asked:
+                    slot = slots[sequence]
+                    if not slot.pending:
+                        del slots[sequence]
+                    yield slot.index, not slot.pending, logits[at : at + wanted]
+                    at += wanted
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
         """One stream, as llama-bench does it: pseudo-random ids, and the most likely token."""
@@ -217,18 +218,25 @@ class LlamaSession:
         llama.llama_model_free(self.model)
 
 
-def _feed(sequences: Sequences, slots: dict[int, _Slot]) -> list[int]:
-    """Fill the batch with what the slots have pending; the sequences whose logits come next."""
+def _free(slots: dict[int, _Slot], count: int, waiting: deque[int]) -> list[int]:
+    """Sequences that the waiting texts may take."""
+    return [sequence for sequence in range(count) if sequence not in slots][: len(waiting)]
+
+
+def _feed(sequences: Sequences, slots: dict[int, _Slot], rows: int) -> list[tuple[int, int]]:
+    """Fill the batch with what is pending; each sequence fed, and its rows of logits to come."""
     asked = []
-    for sequence, slot in sorted(slots.items()):
-        part = slot.pending[: sequences.room]
+    for sequence, slot in sorted(slots.items()):  # streams that follow each other run as one
+        before = max(0, slot.first - slot.position)
+        part = slot.pending[: min(PIECE, sequences.room, before + rows)]
+        if not part:
+            continue
+        wanted = max(0, len(part) - before)
+        sequences.feed(sequence, slot.position, part, wanted)
         slot.pending = slot.pending[len(part) :]
-        whole = bool(part) and not slot.pending
-        if part:
-            sequences.feed(sequence, slot.position, part, int(whole))
         slot.position += len(part)
-        if whole:
-            asked.append(sequence)
+        rows -= wanted
+        asked.append((sequence, wanted))
     return asked
 
 
@@ -258,7 +266,9 @@ def open_session(artifact: Path, *, threads: int, context: int, parallel: int) -
         os.fsencode(artifact), llama.llama_model_default_params()
     )
     if not model:
-        reason = next((e for e in _errors if "error loading model" in e), [*_errors, "no reason"][0])
+        reason = next(
+            (e for e in _errors if "error loading model" in e), [*_errors, "no reason"][0]
+        )
         reason = reason.rpartition("error loading model: ")[2]
         raise UserError(f"{artifact} does not open in llama.cpp: {reason}; export it again")
     return LlamaSession(model, thread_count(threads), context, parallel)

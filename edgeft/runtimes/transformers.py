@@ -1,7 +1,9 @@
-"""transformers on the host: the full-precision reference that every other runtime is held against."""
+"""transformers in float32: the host's reference, on CPU or CUDA."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import time
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -12,170 +14,211 @@ from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, threa
 
 try:
     import torch
-    from transformers import AutoModelForCausalLM, DynamicCache
+    import transformers
 except ImportError as error:
     raise UserError(
         f"transformers is not installed ({error}): pip install 'edgeft[train]'"
     ) from error
 
-_LOGITS_BYTES = 96 * 2**20  # of one batch
+_LOGITS_BYTES = 64 * 2**20  # of one batch
+_SORTED_AT_ONCE = 64  # score: pairs sorted by length within so many, so that results still flow
 
 
 class TransformersSession:
-    """One model folder in float32; see :class:`edgeft.runtimes.Session`.
+    """One Hugging Face folder; see :class:`edgeft.runtimes.Session`.
 
-    The prompts' common prefix is computed once and every batch continues it. Rows are padded on the
-    left, between prefix and prompt, where attention does not look.
+    The prompts' common prefix is computed once and its cache copied. What follows is padded on the
+    left and masked, with true positions, so a row computes what it would compute alone.
     """
 
     def __init__(self, model: Any, context: int, parallel: int) -> None:
-        self.model, self._context, self._parallel = model, context, parallel
-        self._vocab: int = model.config.get_text_config().vocab_size
+        self.model = model
+        self._context = context
+        # A recurrent state can neither skip padding nor go on from a prefix in every model.
+        self._recurrent = bool(getattr(model, "_is_stateful", False))
+        self._parallel = 1 if self._recurrent else max(1, parallel)
+        self._vocab_size: int = model.get_output_embeddings().weight.shape[0]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Set[int]
     ) -> Iterator[Completion]:
-        """Greedy continuations, batch by batch of similar length, as they finish."""
+        """Greedy continuations, as they finish; finished ones leave the batch."""
         if not prompts:
             return
         check_fits(prompts, max_new_tokens, self._context)
-        prefix = self._prefix(prompts)
+        shared, prefix = self._prefix(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for at in range(0, len(order), self._parallel):
-            rows = order[at : at + self._parallel]
-            yield from self._batch(rows, [prompts[i] for i in rows], prefix, max_new_tokens, stop)
+            batch = order[at : at + self._parallel]
+            yield from self._generate(
+                prefix, shared, batch, [prompts[i] for i in batch], max_new_tokens, stop
+            )
 
-    def _batch(
+    def _generate(
         self,
-        rows: list[int],
+        prefix: Any,
+        shared: int,
+        indices: list[int],
         prompts: list[Sequence[int]],
-        prefix: tuple[int, Any],
         max_new_tokens: int,
         stop: Set[int],
     ) -> Iterator[Completion]:
         start = time.perf_counter()
-        new: dict[int, list[int]] = {row: [] for row in rows}
-        ids, mask, cache = self._begin(prompts, prefix)
-        while rows:
-            token = self._forward(ids, mask, cache, 1)[:, -1].argmax(-1)
-            alive = []
-            for place, (row, id_) in enumerate(zip(rows, token.tolist(), strict=True)):
-                if id_ not in stop:
-                    new[row].append(id_)
-                    if len(new[row]) < max_new_tokens:
-                        alive.append(place)
-                        continue
-                finish = "stop" if id_ in stop else "length"
-                yield Completion(row, new[row], finish, time.perf_counter() - start)
-            if len(alive) < len(rows):  # finished rows leave the batch
-                rows = [rows[place] for place in alive]
-                kept = torch.tensor(alive, dtype=torch.int64, device=ids.device)
-                token, mask = token[kept], mask[kept]
-                if rows:
-                    cache.batch_select_indices(kept)
-            ids = token[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
+        cache = self._copies(prefix, len(prompts))
+        logits, mask, positions = self._suffixes(cache, prompts, shared, 1)
+        positions = positions[:, -1:]
+        new: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))  # the prompt in each row of the batch
+        while True:
+            tokens = logits[:, -1].argmax(-1)
+            stay = []
+            for row, token in enumerate(tokens.tolist()):
+                done = token in stop
+                if not done:
+                    new[rows[row]].append(token)
+                if done or len(new[rows[row]]) == max_new_tokens:
+                    seconds = time.perf_counter() - start
+                    finish = "stop" if done else "length"
+                    yield Completion(indices[rows[row]], new[rows[row]], finish, seconds)
+                else:
+                    stay.append(row)
+            if not stay:
+                return
+            if len(stay) < len(rows):
+                kept = torch.tensor(stay, device=self.model.device)
+                cache.batch_select_indices(kept)
+                tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
+                rows = [rows[row] for row in stay]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            positions = positions + 1
+            logits = self._run(tokens[:, None], mask, positions, cache, 1)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[float]:
         """sum log p(continuation | prompt) in nats, in order."""
         if not pairs:
             return
+        check_fits([prompt for prompt, _ in pairs], max(len(c) for _, c in pairs), self._context)
+        shared, prefix = self._prefix([prompt for prompt, _ in pairs])
         longest = max(len(continuation) for _, continuation in pairs)
-        check_fits([prompt for prompt, _ in pairs], longest, self._context)
-        prefix = self._prefix([prompt for prompt, _ in pairs])
-        size = self._rows(longest)
-        for at in range(0, len(pairs), size):
-            part = pairs[at : at + size]
-            keep = max(len(continuation) for _, continuation in part)
-            logits = self._forward(
-                *self._begin([[*p, *c[:-1]] for p, c in part], prefix), keep
-            )
-            for row, (_, continuation) in zip(logits, part, strict=True):
-                here = row[keep - len(continuation) :].log_softmax(-1)
-                targets = torch.tensor(continuation, device=here.device)
-                yield float(here.gather(1, targets[:, None]).sum(dtype=torch.float64))
+        width = self._width(longest)
+        for at in range(0, len(pairs), _SORTED_AT_ONCE):
+            window = range(at, min(at + _SORTED_AT_ONCE, len(pairs)))
+            order = sorted(window, key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+            totals: dict[int, float] = {}
+            for first in range(0, len(order), width):
+                batch = order[first : first + width]
+                totals |= self._score(prefix, shared, batch, [pairs[i] for i in batch])
+            yield from (totals[i] for i in window)
+
+    def _score(
+        self,
+        prefix: Any,
+        shared: int,
+        indices: list[int],
+        pairs: list[tuple[Sequence[int], Sequence[int]]],
+    ) -> dict[int, float]:
+        texts = [[*prompt, *continuation[:-1]] for prompt, continuation in pairs]
+        keep = max(len(continuation) for _, continuation in pairs)
+        logits, _, _ = self._suffixes(self._copies(prefix, len(pairs)), texts, shared, keep)
+        totals: dict[int, float] = {}
+        for index, row, (_, continuation) in zip(indices, logits, pairs, strict=True):
+            if not continuation:
+                totals[index] = 0.0
+                continue
+            targets = torch.tensor(continuation, device=row.device)
+            row = row[-len(continuation) :].log_softmax(-1)
+            totals[index] = row.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
+        return totals
 
     def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Any]:
         """Next-token logits behind the common prefix.
 
         Yields:
-            For each prompt, in order, float32 [len(prompt) - common prefix, vocabulary].
+            For each prompt, in order, a numpy float32 [len(prompt) - common prefix, vocabulary].
         """
         if not prompts:
             return
         check_fits(prompts, 0, self._context)
-        prefix = self._prefix(prompts)
-        size = self._rows(max(map(len, prompts)) - prefix[0])
-        for at in range(0, len(prompts), size):
-            part = prompts[at : at + size]
-            keep = max(map(len, part)) - prefix[0]
-            logits = self._forward(*self._begin(part, prefix), keep)
-            for row, prompt in zip(logits, part, strict=True):
-                yield row[keep - len(prompt) + prefix[0] :].cpu().numpy()
+        common = common_prefix(prompts)
+        shared, prefix = self._prefix(prompts)
+        width = self._width(max(map(len, prompts)) - common)
+        for at in range(0, len(prompts), width):
+            batch = prompts[at : at + width]
+            keep = max(map(len, batch)) - common
+            logits, _, _ = self._suffixes(self._copies(prefix, len(batch)), batch, shared, keep)
+            for row, prompt in zip(logits, batch, strict=True):
+                yield row[common - len(prompt) :].cpu().numpy()
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
-        """One stream: pseudo-random ids, and the most likely token."""
+        """One stream: pseudo-random ids, and the most likely token each time."""
         check_fits([range(prompt_tokens)], new_tokens, self._context)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self._vocab, (1, prompt_tokens), generator=generator)
-        ids, cache, seconds = ids.to(self.model.device), DynamicCache(), []
-        for _ in range(new_tokens):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                logits = self.model(ids, past_key_values=cache, logits_to_keep=1).logits
-            ids = logits[:, -1].argmax(-1, keepdim=True)
-            ids.tolist()  # waits for a GPU
-            seconds.append(time.perf_counter() - start)
-        return Timing(seconds[0], seconds[1:])
+        random = torch.Generator().manual_seed(0)
+        prompt = torch.randint(self._vocab_size, (prompt_tokens,), generator=random).tolist()
+        marks = [time.perf_counter()]
+        cache = self._copies(None, 1)
+        logits, mask, positions = self._suffixes(cache, [prompt], 0, 1)
+        positions = positions[:, -1:]
+        for _ in range(new_tokens - 1):
+            token = logits[:, -1].argmax(-1)
+            token.item()  # waits for the device
+            marks.append(time.perf_counter())
+            mask = torch.cat([mask, mask.new_ones(1, 1)], 1)
+            positions = positions + 1
+            logits = self._run(token[:, None], mask, positions, cache, 1)
+        logits[:, -1].argmax(-1).item()
+        marks.append(time.perf_counter())
+        steps = [b - a for a, b in itertools.pairwise(marks)]
+        return Timing(steps[0], steps[1:])
 
     def close(self) -> None:
-        """Drop the model."""
-        del self.model
+        """Let go of the model; the session is of no use afterwards."""
+        self.model = None
 
-    def _rows(self, positions: int) -> int:
-        fit = _LOGITS_BYTES // (4 * self._vocab * max(positions, 1))
+    def _width(self, rows: int) -> int:
+        """Sequences in one batch when each asks for so many rows of logits."""
+        fit = _LOGITS_BYTES // (4 * self._vocab_size * max(1, rows))
         return max(1, min(self._parallel, fit))
 
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-        """Length of the common prefix, and its keys and values for one row."""
-        shared, cache = common_prefix(prompts), DynamicCache()
-        if shared:
-            ids = torch.tensor([prompts[0][:shared]], device=self.model.device)
-            with torch.inference_mode():
-                self.model(ids, past_key_values=cache, logits_to_keep=1)
+        """Length and cache of what all prompts begin with."""
+        shared = 0 if self._recurrent else common_prefix(prompts)
+        if not shared:
+            return 0, None
+        cache = self._copies(None, 1)
+        self._suffixes(cache, [prompts[0][:shared]], 0, 1)
         return shared, cache
 
-    def _begin(
-        self, texts: Sequence[Sequence[int]], prefix: tuple[int, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Ids behind the prefix padded on the left, the mask with the prefix, a cache of rows."""
-        shared, one = prefix
-        longest = max(map(len, texts)) - shared
-        ids = torch.zeros((len(texts), longest), dtype=torch.int64)
-        mask = torch.ones((len(texts), shared + longest), dtype=torch.int64)
-        for row, text in enumerate(texts):
-            pad = longest - len(text) + shared
-            ids[row, pad:] = torch.tensor(text[shared:])
-            mask[row, shared : shared + pad] = 0
-        cache = DynamicCache()
-        for number, layer in enumerate(one.layers if shared else []):
-            expand = (len(texts), -1, -1, -1)
-            cache.update(layer.keys.expand(expand), layer.values.expand(expand), number)
-        device = self.model.device
-        return ids.to(device), mask.to(device), cache
+    def _copies(self, prefix: Any, count: int) -> Any:
+        if prefix is None:
+            return transformers.DynamicCache(config=self.model.config)
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(count)
+        return cache
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, keep: int) -> torch.Tensor:
-        """Float32 logits [rows, keep, vocabulary] of the last ``keep`` positions."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def _suffixes(
+        self, cache: Any, texts: Sequence[Sequence[int]], shared: int, keep: int
+    ) -> tuple[Any, Any, Any]:
+        """Logits [texts, keep, vocabulary], mask [texts, shared + longest], positions."""
+        longest = max(map(len, texts)) - shared
+        tokens, mask, positions = [], [], []
+        for text in texts:
+            pad = longest - (len(text) - shared)
+            tokens.append([0] * pad + list(text[shared:]))
+            mask.append([1] * shared + [0] * pad + [1] * (len(text) - shared))
+            positions.append([0] * pad + list(range(shared, len(text))))
+        put = [torch.tensor(rows, device=self.model.device) for rows in (tokens, mask, positions)]
+        return self._run(put[0], put[1], put[2], cache, keep), put[1], put[2]
+
+    def _run(self, tokens: Any, mask: Any, positions: Any, cache: Any, keep: int) -> Any:
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(
-                ids,
+            return self.model(
+                input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
+                use_cache=True,
                 logits_to_keep=keep,
-            ).logits
-        return logits
+            ).logits.float()
 
 
 def open_session(
@@ -184,15 +227,18 @@ def open_session(
     """Open a model folder; the arguments are those of :func:`edgeft.runtimes.open_session`.
 
     Raises:
-        UserError: the folder does not load.
+        UserError: the folder holds no causal language model that transformers opens.
     """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(thread_count(threads))
-    torch.backends.cuda.matmul.allow_tf32 = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("highest")  # no TF32: this is the reference
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            artifact, dtype=torch.float32, use_safetensors=True
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            artifact, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{artifact} does not load: {str(error).splitlines()[0]}") from error
-    return TransformersSession(model.to(device).eval(), context, parallel)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{artifact} does not open in transformers: {reason}") from error
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return TransformersSession(model, context, parallel)

@@ -58,9 +58,9 @@ class Task:
 
 def tasks() -> dict[str, Task]:
     """Every task by name."""
-    from edgeft.tasks import wordmath
+    from edgeft.tasks.wordmath import TASK as WORDMATH
 
-    return {wordmath.TASK.name: wordmath.TASK}
+    return {task.name: task for task in (WORDMATH,)}
 
 
 def find(name: str) -> Task:
