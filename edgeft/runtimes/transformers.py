@@ -35,7 +35,8 @@ class TransformersSession:
         self.model = model
         self._context = context
         # A recurrent state can neither skip padding nor go on from a prefix in every model.
-        self._recurrent = bool(getattr(model, "_is_stateful", False))
+        layers = transformers.DynamicCache(config=model.config).layers
+        self._recurrent = not all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
         self._parallel = 1 if self._recurrent else max(1, parallel)
         self._vocab_size: int = model.get_output_embeddings().weight.shape[0]
 
