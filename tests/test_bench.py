@@ -1,0 +1,197 @@
+"""Bench: every question once, whatever kills it; files checked before use; facts of the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft import bench, tasks
+from edgeft.bench.accuracy import read_rows
+from edgeft.errors import UserError
+from edgeft.prompts import Item
+from edgeft.runtimes import llama_cpp
+
+COUNT = 10
+NEW = 16
+
+
+def digest(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.fixture(scope="module")
+def bundle(embedded_gguf: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with a few word problems, as an export leaves it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "model.gguf").symlink_to(embedded_gguf)
+    (folder / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
+    session = llama_cpp.open_session(embedded_gguf, threads=1, context=8, parallel=1)
+    made = tasks.find("wordmath").make(tasks.Sizes(0, 0, COUNT), 0).evaluation
+    with (folder / "evaluation.jsonl").open("w") as out:
+        for q in made:
+            prompt = llama_cpp.tokenize(session, f"Question: {q.question}\nAnswer:", special=True)
+            gold = llama_cpp.tokenize(session, f" {q.solution}<|im_end|>", special=True)
+            item = Item(q.id, q.group, q.question, prompt, gold, q.answer)
+            out.write(json.dumps(asdict(item)) + "\n")
+    session.close()
+    names = ("model.gguf", "evaluation.jsonl", "tokenizer.json")
+    manifest = {
+        "schema": 1,
+        "model": "smollm2-135m",
+        "weights": "base",
+        "target": "as-it-comes",
+        "runtime": "llama.cpp",
+        "artifact": "model.gguf",
+        "task": "wordmath",
+        "max_new_tokens": NEW,
+        "stop": [2],
+        "context": 256,
+        "files": {name: digest(folder / name) for name in names},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def silent(done: int, total: int, text: str) -> None:
+    pass
+
+
+def by_id(path: Path) -> dict[str, dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows), "a question twice"
+    return {row["id"]: {k: v for k, v in row.items() if k != "seconds"} for row in rows}
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bench that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    seen: list[tuple[int, int]] = []
+    job = bench.job_of_bundle(bundle, threads=1, parallel=2)
+    bench.accuracy(job, out, lambda done, total, _: seen.append((done, total)))
+    assert seen == [(i + 1, 2 * COUNT) for i in range(2 * COUNT)]
+    return out
+
+
+def test_every_question_has_a_whole_line(whole: Path, bundle: Path) -> None:
+    rows = by_id(whole / "results.jsonl")
+    items = {row["id"]: row for row in read_rows(bundle / "evaluation.jsonl")}
+    assert rows.keys() == items.keys()
+    read = tasks.find("wordmath").read
+    for name, row in rows.items():
+        assert row["answer"] == read(row["text"])
+        assert row["correct"] == (row["answer"] == items[name]["answer"])
+        assert (row["finish"] == "length") == (len(row["tokens"]) == NEW)
+        assert row["gold_tokens"] == len(items[name]["gold"]) and row["gold_logprob"] < 0
+    assert not (whole / "scores.jsonl").exists()
+
+
+def test_the_batch_does_not_change_a_result(whole: Path, bundle: Path, tmp_path: Path) -> None:
+    bench.accuracy(bench.job_of_bundle(bundle, threads=1, parallel=7), tmp_path, silent)
+    assert by_id(tmp_path / "results.jsonl") == by_id(whole / "results.jsonl")
+
+
+CLIENT = """
+import sys
+from pathlib import Path
+from edgeft import bench
+bench.accuracy(
+    bench.job_of_bundle(Path(sys.argv[1]), threads=1, parallel=2), Path(sys.argv[2]),
+    lambda *_: None,
+)
+"""
+
+
+def kill_when(client: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    """SIGKILL, as soon as there is something to lose."""
+    give_up = time.monotonic() + 120
+    while not ready():
+        assert client.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+    os.kill(client.pid, signal.SIGKILL)
+    client.wait()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("file", ["scores.jsonl", "results.jsonl"])
+def test_killed_midway_it_goes_on(whole: Path, bundle: Path, tmp_path: Path, file: str) -> None:
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, bundle, tmp_path])
+    kill_when(client, lambda: lines(tmp_path / file) >= 2)
+    kept = (tmp_path / file).read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    assert 2 <= kept.count(b"\n") < COUNT
+    with (tmp_path / file).open("ab") as torn:
+        torn.write(b'{"id": "wordmath-ev')  # what a power cut may leave
+    bench.accuracy(bench.job_of_bundle(bundle, threads=1, parallel=2), tmp_path, silent)
+    assert by_id(tmp_path / "results.jsonl") == by_id(whole / "results.jsonl")
+    if file == "results.jsonl":
+        assert (tmp_path / file).read_bytes().startswith(kept), "a finished question was done again"
+
+
+def test_latency_is_measured_alone(bundle: Path, tmp_path: Path) -> None:
+    shape = {"prompt_tokens": 24, "new_tokens": 4, "repetitions": 2}
+    bench.latency(bench.job_of_bundle(bundle, threads=1), tmp_path, **shape)
+    facts = json.loads((tmp_path / "latency.json").read_text())
+    assert facts.items() >= {**shape, "threads": 1}.items()
+    assert facts["prefill_tok_s"] == pytest.approx(24_000 / facts["ttft_ms"], rel=0.01)
+    assert facts["decode_tok_s"] > 0 and facts["load_s"] > 0
+    # The 98 MB of weights are in it, this process with torch and its like is not.
+    assert 98 < facts["peak_rss_mb"] < 600
+    assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
+
+
+@pytest.mark.parametrize("name", ["evaluation.jsonl", "tokenizer.json"])
+def test_a_changed_file_is_named(bundle: Path, tmp_path: Path, name: str) -> None:
+    for path in bundle.iterdir():
+        (tmp_path / path.name).symlink_to(path.resolve())
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is not the file that was exported"):
+        bench.job_of_bundle(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        bench.job_of_bundle(tmp_path)
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a bundle"):
+        bench.job_of_bundle(tmp_path)
+
+
+def test_an_artifact_that_does_not_open_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    job = bench.job_of_bundle(bundle, threads=1)
+    (tmp_path / "model.gguf").write_bytes((bundle / "model.gguf").read_bytes()[:70_000_000])
+    broken = bench.Job(**{**job.__dict__, "artifact": tmp_path / "model.gguf"})
+    with pytest.raises(UserError, match=r"model.gguf does not open in llama.cpp: .*; export it ag"):
+        bench.accuracy(broken, tmp_path, silent)
+
+
+def test_machine_facts_are_plain_and_light() -> None:
+    facts = bench.machine_facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["cpu"] and facts["cores"] >= 1 and facts["memory_gb"] > 0
+    assert "llama-cpp-python" in facts
+    code = (
+        "import sys; from edgeft import bench; bench.machine_facts(); import edgeft.bench.worker\n"
+        "print([n for n in ('torch', 'transformers', 'llama_cpp') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
