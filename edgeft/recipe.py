@@ -22,10 +22,10 @@ class TaskSettings:
     """How many questions: to train on, held out for the loss, evaluated, and of unseen templates."""
 
     name: str = "wordmath"
-    train: int = 800
+    train: int = 960
     heldout: int = 48
     evaluation: int = 200
-    unseen: int = 40
+    unseen: int = 24
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def pattern(template: Template) -> re.Pattern[str]:
     """What the questions of a template look like."""
     parts = re.split(r"\{\w+\}", template.story)
     story = r"\w[\w ]*".join(re.escape(part) for part in parts)
-    return re.compile(story + re.escape("\n" + INSTRUCTION))
+    return re.compile(re.escape(INSTRUCTION + "\n") + story)
 
 
 def test_sizes_groups_and_ids(splits: Splits) -> None:
@@ -53,7 +53,7 @@ def test_golden_first_questions() -> None:
     """Changing any of these makes earlier runs' scores incomparable: do it knowingly."""
     splits = make(Sizes(train=40, heldout=40, evaluation=40, unseen=40), seed=0)
     text = repr([astuple(question) for question in everything(splits)])
-    assert sha256(text.encode()).hexdigest()[:16] == "869b9d94c8318e44"
+    assert sha256(text.encode()).hexdigest()[:16] == "8cb73d4ba7a619ec"
 
 
 def test_other_sizes_leave_the_evaluation_alone(splits: Splits) -> None:
@@ -138,7 +138,7 @@ def test_arithmetic_and_reading(splits: Splits) -> None:
 
 def test_stories_read_well(splits: Splits) -> None:
     for question in everything(splits):
-        assert question.question.endswith("?\n" + INSTRUCTION)
+        assert question.question.startswith(INSTRUCTION + "\n")
         assert not re.search(r"[{}\[\]]|  |None", question.question + question.solution)
         assert len(question.question.split()) <= 40
 
@@ -158,4 +158,7 @@ def test_one_template_running_out_leaves_the_others() -> None:
     few = Template("What is {a} and {b}?", "In all: [a + b].", ((1, 2), (1, 2)))
     many = Template("How much is {a} and {b}?", "In all: [a + b].", ((1, 90), (1, 90)))
     questions = draw([few, many], "unseen", 100, 0)
-    assert Counter(q.question.split()[0] for q in questions) == {"What": 4, "How": 96}
+    assert Counter(q.question.splitlines()[1].split()[0] for q in questions) == {
+        "What": 4,
+        "How": 96,
+    }

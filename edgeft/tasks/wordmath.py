@@ -119,7 +119,7 @@ def _question(template: Template, split: str, name: str, rng: Random) -> Questio
     story = template.story.format(**_words(rng), **numbers)
     return Question(
         id=name,
-        question=f"{story}\n{INSTRUCTION}",
+        question=f"{INSTRUCTION}\n{story}",
         solution=f"{steps}\n#### {answer}",
         answer=str(answer),
         group=UNSEEN_GROUP if split == "unseen" else "",

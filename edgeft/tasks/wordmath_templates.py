@@ -28,8 +28,9 @@ class Template:
     spans: tuple[tuple[int, int], ...]
 
 
-# Ends every question: the base model is told the form too, so the benefit is not the form alone.
-INSTRUCTION = 'Write the calculation, then "#### answer".'
+# The base model is told the form too, so the benefit is not the form alone. It stands in front of
+# every question, in the prefix that prompts share and that runtimes compute once.
+INSTRUCTION = 'Solve the problem. End with "#### answer".'
 
 PEOPLE: tuple[tuple[str, str], ...] = (
     *((name, "she") for name in ("Anna", "Maria", "Lucy", "Emma", "Nina", "Sara", "Kate", "Rosa")),
