@@ -20,6 +20,7 @@ from edgeft.catalog import Device, Target
 from edgeft.errors import UserError
 from edgeft.exporters import gguf, merge
 from edgeft.progress import Update, say, shown
+from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
 
 WEIGHTS = ("base", "tuned")
@@ -157,7 +158,7 @@ def bench_host(this: Run) -> None:
             task=facts["task"],
             max_new_tokens=this.recipe.bench.max_new_tokens,
             stop=facts["stop"],
-            context=_context(this, facts),
+            context=_context(this),
             parallel=this.recipe.bench.host_parallel,
         )
         inputs = {
@@ -253,15 +254,12 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
     )
 
 
-def _context(this: Run, facts: dict[str, Any]) -> int:
-    """Tokens that the longest question needs, prompt and continuation together."""
-    lengths = [0]
-    with (this.path / "data" / "evaluation.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            item = json.loads(line)
-            new = max(this.recipe.bench.max_new_tokens, len(item["gold"]))
-            lengths.append(len(item["prompt"]) + new)
-    return max(lengths)
+def _context(this: Run) -> int:
+    """Tokens that any question can need: the longest prompt and the longest continuation."""
+    items = read_items(this.path / "data" / "evaluation.jsonl")
+    longest_gold = max(len(item.gold) for item in items)
+    new = max(this.recipe.bench.max_new_tokens, longest_gold)
+    return max(len(item.prompt) for item in items) + new
 
 
 def _sixteen_bit(this: Run, weights: str) -> None:
@@ -301,7 +299,7 @@ def _bundle(this: Run, target: Target, weights: str) -> None:
         "task": facts["task"],
         "max_new_tokens": this.recipe.bench.max_new_tokens,
         "stop": facts["stop"],
-        "context": _context(this, facts),
+        "context": _context(this),
     }
     inputs = {
         "source": this.sha256([source, evaluation, words]),
