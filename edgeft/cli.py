@@ -24,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 RecipeFile = Annotated[Path | None, typer.Argument(help="A recipe (YAML); none: the default one.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Out = Annotated[Path | None, typer.Option(help="The run directory.")]
@@ -124,6 +126,7 @@ def export(
     with stages.opened(run_folder, given) as this:
         targets = catalog.find_targets(target or this.recipe.export.targets)
         stages.prepare(this)
+        stages.merged(this)
         stages.export(this, targets)
         for one in targets:
             print(this.path / "export" / one.name)
@@ -285,6 +288,7 @@ def main() -> None:
     except UserError as error:
         print(f"edgeft: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("edgeft: stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("edgeft: stopped; the same command goes on from here", file=sys.stderr)
+        raise

@@ -137,7 +137,6 @@ def merged(this: Run) -> None:
 
 def export(this: Run, targets: list[Target]) -> None:
     """Every target for base and tuned, verified, as bundles."""
-    merged(this)
     for weights in WEIGHTS:
         _sixteen_bit(this, weights)
         for target in targets:

@@ -92,8 +92,10 @@ def test_f16_on_the_device_writes_what_the_host_writes(whole: Path) -> None:
     scored = answers(whole)
     host = scored["bench/host/tuned/results.jsonl"]
     device = scored["bench/local/gguf-f16/tuned/results.jsonl"]
-    same = sum(a[1] == b[1] for a, b in zip(host, device, strict=True))
+    # Random weights drift apart in a long free run once rounding has turned one token.
+    same = sum(a[1][:4] == b[1][:4] for a, b in zip(host, device, strict=True))
     assert same >= 0.8 * len(host)
+    assert [a[2] for a in host] == pytest.approx([b[2] for b in device], rel=5e-3)
 
 
 def test_a_finished_run_is_not_repeated(whole: Path, tiny: Path) -> None:
