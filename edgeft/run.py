@@ -87,15 +87,12 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def stage(
-    out: Path, inputs: Mapping[str, Any], work: Callable[[Path], object], *, renew: bool = False
-) -> bool:
+def stage(out: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) -> bool:
     """Do ``work`` into the folder ``out`` unless it was done for the same ``inputs``.
 
     Args:
         inputs: everything the result depends on, JSON-serialisable; see :func:`sha256`.
         work: gets the partial folder, which may hold what a killed call left for these inputs.
-        renew: do it again even so, from nothing.
 
     Returns:
         Whether anything was done.
@@ -104,11 +101,11 @@ def stage(
         UserError: the disk is full, besides what ``work`` raises.
     """
     print_ = fingerprint(inputs)
-    if not renew and is_done(out, print_):
+    if is_done(out, print_):
         return False
     partial = out.with_name(out.name + ".partial")
     try:
-        if partial.exists() and (renew or _mark(partial) != print_):
+        if partial.exists() and _mark(partial) != print_:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         write_json(partial / "stage.json", {"fingerprint": print_, "done": False})

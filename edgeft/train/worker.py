@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from transformers import (
 )
 
 from edgeft import child
+from edgeft.bench.machine import peak_rss_mb
 from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
 from edgeft.run import disk_reason, write_json
@@ -171,7 +170,6 @@ def _summary(
 ) -> dict[str, Any]:
     written = rows(trainer.record.log)
     last = [row for row in written if "loss" in row][-1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainable = (p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
         "method": settings.method,
@@ -181,7 +179,7 @@ def _summary(
         "tokens": last["tokens"],
         "seconds": last["seconds"],
         "tokens_per_s": round(last["tokens"] / last["seconds"], 1),
-        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "peak_rss_mb": round(peak_rss_mb()),
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(trainer.args.device),
         "trainable_parameters": sum(trainable),
