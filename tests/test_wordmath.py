@@ -53,7 +53,7 @@ def test_golden_first_questions() -> None:
     """Changing any of these makes earlier runs' scores incomparable: do it knowingly."""
     splits = make(Sizes(train=40, heldout=40, evaluation=40, unseen=40), seed=0)
     text = repr([astuple(question) for question in everything(splits)])
-    assert sha256(text.encode()).hexdigest()[:16] == "8cb73d4ba7a619ec"
+    assert sha256(text.encode()).hexdigest()[:16] == "04cfd8dfc52eaa77"
 
 
 def test_other_sizes_leave_the_evaluation_alone(splits: Splits) -> None:

@@ -30,7 +30,7 @@ class Template:
 
 # The base model is told the form too, so the benefit is not the form alone. It stands in front of
 # every question, in the prefix that prompts share and that runtimes compute once.
-INSTRUCTION = 'Solve the problem. End with "#### answer".'
+INSTRUCTION = 'Solve the problem. Write the answer as a number after "####".'
 
 PEOPLE: tuple[tuple[str, str], ...] = (
     *((name, "she") for name in ("Anna", "Maria", "Lucy", "Emma", "Nina", "Sara", "Kate", "Rosa")),
