@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +64,7 @@ def run(
 ) -> None:
     """Everything: train, merge, export, bench, report."""
     from edgeft import catalog, stages
+    from edgeft.exporters import stage as exporting
 
     given = _recipe(recipe_file, model, task, method, adapter, target, seed, llama_cpp, set_)
     targets = catalog.find_targets(given.export.targets)
@@ -72,10 +73,14 @@ def run(
         stages.train(this)
         stages.merged(this)
         stages.bench_host(this)
-        stages.export(this, targets)
+        failed = _failure(lambda: exporting.export(this, targets))
+        if failed and not stages.bundles(this):
+            raise failed
         for device in given.bench.devices:
             stages.bench_device(this, catalog.find_device(device))
         _report(this.path, as_json)
+        if failed:
+            raise failed
 
 
 @app.command()
@@ -114,6 +119,7 @@ def export(
 ) -> None:
     """Export base and tuned, of a run or of any PEFT adapter (--model BASE --adapter DIR)."""
     from edgeft import catalog, stages
+    from edgeft.exporters import stage as exporting
 
     given = None
     if run_folder is None:
@@ -127,7 +133,7 @@ def export(
         targets = catalog.find_targets(target or this.recipe.export.targets)
         stages.prepare(this)
         stages.merged(this)
-        stages.export(this, targets)
+        exporting.export(this, targets)
         for one in targets:
             print(this.path / "export" / one.name)
 
@@ -233,6 +239,15 @@ def _recipe(
     known.find(given.task.name)
     catalog.find_targets(given.export.targets)
     return given
+
+
+def _failure(work: Callable[[], None]) -> UserError | None:
+    """What went wrong in work whose failure must not keep the rest from being done."""
+    try:
+        work()
+    except UserError as error:
+        return error
+    return None
 
 
 def _default_out(recipe_file: Path | None) -> Path:

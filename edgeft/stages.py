@@ -6,19 +6,17 @@ Each says what its result depends on; :func:`edgeft.run.stage` decides whether i
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft import __version__, bench, catalog, child, model, recipe, run, tasks
+from edgeft import __version__, bench, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
-from edgeft.catalog import Device, Target
+from edgeft.catalog import Device
 from edgeft.errors import UserError
-from edgeft.exporters import gguf, merge
+from edgeft.exporters import merge
 from edgeft.progress import Update, say, shown
 from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
@@ -63,7 +61,7 @@ def prepare(this: Run) -> None:
     """The base model's folder and the questions as token ids; refuses what could not be exported."""
     place = model.source(this.recipe.model)
     if isinstance(place, Path) and place.is_file():
-        _stage(
+        cached(
             f"model {this.recipe.model}: dequantize",
             this.path / "base",
             {"gguf": run.sha256(place, this.hashes)},
@@ -73,8 +71,7 @@ def prepare(this: Run) -> None:
     targets = catalog.find_targets(this.recipe.export.targets)
     for name in this.recipe.bench.devices:
         catalog.find_device(name)
-    if any(target.format == "gguf" for target in targets):
-        gguf.check_supported(base, _checkout(this))
+    exporters.check_supported(base, targets, _checkout(this))
     if this.recipe.adapter:
         merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, _weights_id(this))
     settings = this.recipe.task
@@ -86,7 +83,7 @@ def prepare(this: Run) -> None:
         "template": this.sha256(base.glob("chat_template.jinja")),
     }
     task = tasks.find(settings.name)
-    _stage("questions", this.path / "data", inputs, lambda out, _: _encode(this, task, base, out))
+    cached("questions", this.path / "data", inputs, lambda out, _: _encode(this, task, base, out))
 
 
 def train(this: Run) -> None:
@@ -109,7 +106,7 @@ def train(this: Run) -> None:
         training.train(_base(this), data, out, settings, this.recipe.seed, update)
         run.write_json(out / "adapter" / "edgeft.json", {"base_sha256": _weights_id(this)})
 
-    _stage(f"train {settings.method}", this.path / "train", inputs, work)
+    cached(f"train {settings.method}", this.path / "train", inputs, work)
 
 
 def merged(this: Run) -> None:
@@ -125,7 +122,7 @@ def merged(this: Run) -> None:
             [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
         ),
     }
-    _stage(
+    cached(
         "merge",
         this.path / "merged",
         inputs,
@@ -133,14 +130,6 @@ def merged(this: Run) -> None:
             "edgeft.exporters.merge", {**request, "out": str(out)}, allocator()
         ),
     )
-
-
-def export(this: Run, targets: list[Target]) -> None:
-    """Every target for base and tuned, verified, as bundles."""
-    for weights in WEIGHTS:
-        _sixteen_bit(this, weights)
-        for target in targets:
-            _bundle(this, target, weights)
 
 
 def bench_host(this: Run) -> None:
@@ -157,7 +146,7 @@ def bench_host(this: Run) -> None:
             task=facts["task"],
             max_new_tokens=this.recipe.bench.max_new_tokens,
             stop=facts["stop"],
-            context=_context(this),
+            context=context(this),
             parallel=this.recipe.bench.host_parallel,
         )
         inputs = {
@@ -170,16 +159,16 @@ def bench_host(this: Run) -> None:
         def work(out: Path, update: Update, job: bench.Job = job) -> None:
             bench.accuracy(job, out, update)
 
-        _stage(f"score {weights} on the host", this.path / "bench" / HOST / weights, inputs, work)
+        cached(f"score {weights} on the host", this.path / "bench" / HOST / weights, inputs, work)
     run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
 
 
 def bench_device(this: Run, device: Device) -> None:
     """Score and time every bundle of the run."""
-    bundles = sorted(path.parent for path in (this.path / "export").glob("*/*/manifest.json"))
-    if not bundles:
+    found = bundles(this)
+    if not found:
         raise UserError(f"nothing is exported yet: edgeft export {this.path} --target gguf")
-    for bundle in bundles:
+    for bundle in found:
         bench_bundle(
             bundle,
             this.path / "bench" / device.name / bundle.parent.name / bundle.name,
@@ -188,6 +177,11 @@ def bench_device(this: Run, device: Device) -> None:
             timed=bundle.name == "tuned",  # base has the same shape and bytes
         )
     run.write_json(this.path / "bench" / device.name / "machine.json", bench.machine_facts())
+
+
+def bundles(this: Run) -> list[Path]:
+    """What is exported."""
+    return sorted(path.parent for path in (this.path / "export").glob("*/*/manifest.json"))
 
 
 def bench_bundle(
@@ -213,10 +207,11 @@ def bench_bundle(
         if timed:
             bench.latency(job, partial, **shape)
 
-    _stage(f"bench {bundle.parent.name} {bundle.name}", out, inputs, work)
+    cached(f"bench {bundle.parent.name} {bundle.name}", out, inputs, work)
 
 
-def _stage(title: str, out: Path, inputs: dict[str, Any], work: Any) -> None:
+def cached(title: str, out: Path, inputs: dict[str, Any], work: Any) -> None:
+    """Do ``work(partial folder, update)`` into ``out`` with progress, unless it is up to date."""
     if run.is_done(out, run.fingerprint(inputs)):
         say(f"· {title}: up to date")
         return
@@ -253,87 +248,9 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
     )
 
 
-def _context(this: Run) -> int:
+def context(this: Run) -> int:
     """Tokens that any question can need: the longest prompt and the longest continuation."""
     items = read_items(this.path / "data" / "evaluation.jsonl")
     longest_gold = max(len(item.gold) for item in items)
     new = max(this.recipe.bench.max_new_tokens, longest_gold)
     return max(len(item.prompt) for item in items) + new
-
-
-def _sixteen_bit(this: Run, weights: str) -> None:
-    """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
-    folder = this.folder(weights)
-    evaluation = this.path / "data" / "evaluation.jsonl"
-    name = f"{model.name_of(this.recipe.model)}-{weights}"
-    checkout = this.recipe.export.llama_cpp
-    inputs = {
-        "model": this.sha256(model.weight_files(folder)),
-        "evaluation": this.sha256([evaluation]),
-        "llama_cpp": checkout,
-        "name": name,
-    }
-
-    def work(out: Path, _: Update) -> None:
-        request = {"folder": str(folder), "name": name, "llama_cpp": checkout}
-        artifact = out / "model.gguf"
-        child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
-        run.write_json(out / "verify.json", _verify(artifact, folder, evaluation, logits=True))
-
-    _stage(f"export {weights} in 16 bits, verify", this.path / "gguf" / weights, inputs, work)
-
-
-def _bundle(this: Run, target: Target, weights: str) -> None:
-    data, folder = this.path / "data", this.folder(weights)
-    source = this.path / "gguf" / weights / "model.gguf"
-    facts = json.loads((data / "data.json").read_text())
-    evaluation, words = data / "evaluation.jsonl", data / "tokenizer" / "tokenizer.json"
-    manifest = {
-        "schema": 1,
-        "model": this.recipe.model,
-        "weights": weights,
-        "target": target.name,
-        "runtime": target.runtime,
-        "artifact": "model.gguf",
-        "task": facts["task"],
-        "max_new_tokens": this.recipe.bench.max_new_tokens,
-        "stop": facts["stop"],
-        "context": _context(this),
-    }
-    inputs = {
-        "source": this.sha256([source, evaluation, words]),
-        "settings": target.settings,
-        "manifest": manifest,
-    }
-
-    def work(out: Path, _: Update) -> None:
-        artifact = out / "model.gguf"
-        ftype = target.settings.get("ftype", "")
-        if ftype == "F16":
-            artifact.unlink(missing_ok=True)
-            os.link(source, artifact)
-            verified = json.loads((source.parent / "verify.json").read_text())
-        else:
-            request = {"source": str(source), "out": str(artifact), "ftype": ftype}
-            child.run("edgeft.exporters.quantize", request)
-            verified = _verify(artifact, folder, evaluation, logits=False)
-        shutil.copyfile(evaluation, out / "evaluation.jsonl")
-        shutil.copyfile(words, out / "tokenizer.json")
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": run.sha256(path)}
-            for path in (artifact, out / "evaluation.jsonl", out / "tokenizer.json")
-        }
-        run.write_json(out / "manifest.json", {**manifest, "files": files, "verify": verified})
-
-    _stage(
-        f"export {target.name} {weights}",
-        this.path / "export" / target.name / weights,
-        inputs,
-        work,
-    )
-
-
-def _verify(artifact: Path, folder: Path, evaluation: Path, *, logits: bool) -> dict[str, Any]:
-    request = {"artifact": str(artifact), "folder": str(folder), "evaluation": str(evaluation)}
-    verified = child.run("edgeft.exporters.verify", {**request, "logits": logits}, allocator())[-1]
-    return {name: value for name, value in verified.items() if name != "event"}

@@ -54,14 +54,15 @@ def make_model(
         folder = tmp_path_factory.mktemp(f"{family}-{pre}-{seed}")
         tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.pre": pre}, folder)
         torch.manual_seed(seed)
-        settings = getattr(transformers, f"{family}Config")(
+        kind = getattr(transformers, f"{family}ForCausalLM")
+        settings = kind.config_class(
             vocab_size=len(gguf_fields["tokenizer.ggml.tokens"]),
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=2,
             **{**SHAPE, **config},
         )
-        getattr(transformers, f"{family}ForCausalLM")(settings).save_pretrained(folder)
+        kind(settings).save_pretrained(folder)
         return folder
 
     return make

@@ -190,7 +190,7 @@ def test_a_wrong_tokenizer_is_found(
     tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.merges": merges}, spoilt)
     gguf.convert(spoilt, tmp_path / "model.gguf", "spoilt")
     with pytest.raises(UserError, match="tokenizer reads .* differently"):
-        verify.verify_gguf(tmp_path / "model.gguf", tiny, evaluation, logits=False)
+        verify.verify("llama.cpp", tmp_path / "model.gguf", tiny, evaluation, exact=False)
 
 
 def test_a_swapped_template_is_found(
@@ -199,7 +199,7 @@ def test_a_swapped_template_is_found(
     (spoilt / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     gguf.convert(spoilt, tmp_path / "model.gguf", "spoilt")
     with pytest.raises(UserError, match="chat template is not the model's"):
-        verify.verify_gguf(tmp_path / "model.gguf", tiny, evaluation, logits=False)
+        verify.verify("llama.cpp", tmp_path / "model.gguf", tiny, evaluation, exact=False)
 
 
 def test_a_permuted_head_is_found(
@@ -208,7 +208,7 @@ def test_a_permuted_head_is_found(
     monkeypatch.setattr(gguf, "_interleave", lambda tensor, heads: tensor)
     gguf.convert(tiny, tmp_path / "model.gguf", "spoilt")
     with pytest.raises(UserError, match="weights were not written right"):
-        verify.verify_gguf(tmp_path / "model.gguf", tiny, evaluation, logits=True)
+        verify.verify("llama.cpp", tmp_path / "model.gguf", tiny, evaluation, exact=True)
 
 
 def test_quantizing_shrinks_and_still_opens(
@@ -219,7 +219,7 @@ def test_quantizing_shrinks_and_still_opens(
         "edgeft.exporters.quantize", {"source": str(tiny_gguf), "out": str(out), "ftype": "Q8_0"}
     )
     assert out.stat().st_size < 0.7 * tiny_gguf.stat().st_size
-    done = verify.verify_gguf(out, tiny, evaluation, logits=False)
+    done = verify.verify("llama.cpp", out, tiny, evaluation, exact=False)
     assert done.tokenizer_prompts == len(QUESTIONS) and done.positions == 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,14 @@ from typing import Any
 from edgeft import child, tokenizer
 from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
+from edgeft.runtimes import open_session
 
 # Rounding to 16 bits moves few of the top tokens; a permuted head or a wrong norm moves most.
 _LEAST_AGREEMENT = 0.9
+# Prompts whose logits are compared, spread over the evaluation set. Of weights that were not
+# quantized nearly all, for they must agree; of others enough for a mean.
+_COMPARED = {True: 256, False: 64}
+_CONTEXT_ROOM = 8
 
 
 @dataclass(frozen=True)
@@ -20,50 +25,85 @@ class Verification:
     """What was checked in one artifact.
 
     Attributes:
-        tokenizer_prompts: evaluation prompts that the runtime's own tokenizer reads as we do.
-        chat_template: whether the file carries the model's chat template (None: it has none).
-        max_logit_diff: largest difference to the host's logits, None where not compared.
+        tokenizer_prompts: evaluation prompts that the runtime's own tokenizer reads as we do;
+            None where the runtime has none.
+        chat_template: whether the artifact carries the model's chat template (None: it has none).
+        max_logit_diff: largest difference to the host's logits.
         top1_agreement: share of positions with the same most likely token.
+        mean_kl: mean over positions of KL(host || artifact) over next tokens, nats.
         positions: how many positions were compared.
     """
 
-    tokenizer_prompts: int
+    tokenizer_prompts: int | None
     chat_template: bool | None
-    max_logit_diff: float | None = None
-    top1_agreement: float | None = None
-    positions: int = 0
+    max_logit_diff: float
+    top1_agreement: float
+    mean_kl: float
+    positions: int
 
 
-def verify_gguf(artifact: Path, folder: Path, evaluation: Path, *, logits: bool) -> Verification:
-    """Check a GGUF against the model folder that it was made from.
+def verify(
+    runtime: str, artifact: Path, folder: Path, evaluation: Path, *, exact: bool
+) -> Verification:
+    """Check an artifact against the model folder that it was made from.
 
     Args:
-        evaluation: the evaluation set; every prompt is tokenized by llama.cpp.
-        logits: also compare the logits at every position behind the prompts' common prefix with
-            the host's in float32.
+        runtime: what opens it, a name in :data:`edgeft.runtimes.RUNTIMES`.
+        evaluation: the evaluation set; every prompt is tokenized by the runtime, and of some the
+            logits at every position behind the prompts' common prefix are compared with the
+            host's in float32.
+        exact: the weights are 16 bits or more, so the logits must agree.
 
     Raises:
         UserError: the first check that fails.
     """
-    from edgeft.runtimes import llama_cpp
-
     items = read_items(evaluation)
-    longest = max(len(item.prompt) for item in items)
-    session = llama_cpp.open_session(artifact, threads=0, context=longest + 8, parallel=8)
+    context = max(len(item.prompt) for item in items) + _CONTEXT_ROOM
+    session: Any = open_session(runtime, artifact, threads=0, context=context, parallel=8)
     try:
-        _check_tokenizer(artifact, session, items, folder)
-        template = _check_template(artifact, session, folder)
-        if not logits:
-            return Verification(len(items), template)
-        compared = _compare_logits(session, folder, items)
+        check = _CHECKS.get(runtime, _nothing)
+        tokenizer_prompts, template = check(artifact, session, items, folder)
+        every = -(-len(items) // _COMPARED[exact])
+        compared = _compare([item.prompt for item in items[::every]], session, folder, context)
     finally:
         session.close()
-    if compared[1] < _LEAST_AGREEMENT:
+    found = Verification(tokenizer_prompts, template, *compared)
+    if exact and not found.top1_agreement >= _LEAST_AGREEMENT:
         raise UserError(
-            f"{artifact}: llama.cpp and the host agree on only {compared[1]:.0%} of the top tokens "
-            f"(largest logit difference {compared[0]:.3g}): the weights were not written right"
+            f"{artifact}: {runtime} and the host agree on only {found.top1_agreement:.0%} of the "
+            f"top tokens (largest logit difference {found.max_logit_diff:.3g}): the weights were "
+            "not written right"
         )
-    return Verification(len(items), template, *compared)
+    return found
+
+
+def _check_gguf(
+    artifact: Path, session: Any, items: list[Item], folder: Path
+) -> tuple[int, bool | None]:
+    _check_tokenizer(artifact, session, items, folder)
+    return len(items), _check_template(artifact, session, folder)
+
+
+def _check_genai(
+    artifact: Path, session: Any, items: list[Item], folder: Path
+) -> tuple[int, bool | None]:
+    """GenAI's own tokenizer is not used here, but it is what a program on the device has."""
+    from edgeft.runtimes import onnxruntime_genai
+
+    texts = [item.text for item in items]
+    theirs = onnxruntime_genai.tokenize(session, texts)
+    same = sum(ids == item.prompt for ids, item in zip(theirs, items, strict=True))
+    ours = tokenizer.chat_template(folder)
+    return same, None if ours is None else ours == tokenizer.chat_template(artifact)
+
+
+def _nothing(artifact: Path, session: Any, items: list[Item], folder: Path) -> tuple[None, None]:
+    """A bare graph has neither tokenizer nor template."""
+    return None, None
+
+
+Check = Callable[[Path, Any, list[Item], Path], tuple[int | None, bool | None]]
+_CHECKS: dict[str, Check] = {"llama.cpp": _check_gguf, "onnxruntime-genai": _check_genai}
 
 
 def _check_tokenizer(artifact: Path, session: Any, items: list[Item], folder: Path) -> None:
@@ -101,29 +141,38 @@ def _check_template(artifact: Path, session: Any, folder: Path) -> bool | None:
     return True
 
 
-def _compare_logits(session: Any, folder: Path, items: list[Item]) -> tuple[float, float, int]:
+def _compare(
+    prompts: Sequence[Sequence[int]], session: Any, folder: Path, context: int
+) -> tuple[float, float, float, int]:
+    """The last four of a :class:`Verification`."""
     import numpy as np
 
-    from edgeft.runtimes import transformers
-
-    prompts = [item.prompt for item in items]
-    longest = max(map(len, prompts))
-    host = transformers.open_session(folder, threads=0, context=longest + 8, parallel=8)
-    largest, same, positions = 0.0, 0, 0
+    host: Any = open_session("transformers", folder, threads=0, context=context, parallel=8)
+    largest, same, divergence, positions = 0.0, 0, 0.0, 0
     for ours, theirs in zip(host.logits(prompts), session.logits(prompts), strict=True):
         largest = max(largest, float(np.abs(ours - theirs).max()))
         same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        host_log, log = _log_softmax(ours), _log_softmax(theirs)
+        divergence += float((np.exp(host_log) * (host_log - log)).sum(dtype=np.float64))
         positions += len(ours)
     host.close()
-    return largest, same / positions, positions
+    return largest, same / positions, divergence / positions, positions
+
+
+def _log_softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
-    done = verify_gguf(
+    done = verify(
+        request["runtime"],
         Path(request["artifact"]),
         Path(request["folder"]),
         Path(request["evaluation"]),
-        logits=request["logits"],
+        exact=request["exact"],
     )
     emit("verified", **asdict(done))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -92,21 +93,11 @@ def thread_count(threads: int) -> int:
     return os.cpu_count() or 1
 
 
-def _llama_cpp(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
-    from edgeft.runtimes.llama_cpp import open_session as open_
-
-    return open_(artifact, threads=threads, context=context, parallel=parallel)
-
-
-def _transformers(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
-    from edgeft.runtimes.transformers import open_session as open_
-
-    return open_(artifact, threads=threads, context=context, parallel=parallel)
-
-
-RUNTIMES: dict[str, Callable[..., Session]] = {
-    "llama.cpp": _llama_cpp,
-    "transformers": _transformers,
+# Each a module here, imported when it is asked for.
+RUNTIMES = {
+    "llama.cpp": "llama_cpp",
+    "onnxruntime-genai": "onnxruntime_genai",
+    "transformers": "transformers",
 }
 
 
@@ -125,4 +116,8 @@ def open_session(
     """
     if runtime not in RUNTIMES:
         raise UserError(f"unknown runtime '{runtime}'{near(runtime, tuple(RUNTIMES))}")
-    return RUNTIMES[runtime](artifact, threads=threads, context=context, parallel=parallel)
+    module = importlib.import_module(f"edgeft.runtimes.{RUNTIMES[runtime]}")
+    session: Session = module.open_session(
+        artifact, threads=threads, context=context, parallel=parallel
+    )
+    return session

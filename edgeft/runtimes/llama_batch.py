@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeft.errors import UserError
+from edgeft.runtimes.likelihood import Logits
 
-Logits = NDArray[np.float32]
 MAX_SEQUENCES = 255  # llama.cpp's LLAMA_MAX_SEQ, less the one that keeps the prefix
 PIECE = 63  # from 64 tokens of one stream on, llama.cpp's CPU attention takes another kernel
 _BATCH = 512  # tokens in one call: as fast as more, and its activations stay small

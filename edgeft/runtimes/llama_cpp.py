@@ -28,11 +28,11 @@ except ImportError as error:
 
 import numpy as np
 
-from edgeft.runtimes.llama_batch import MAX_SEQUENCES, PIECE, Logits, Sequences
+from edgeft.runtimes.likelihood import Logits, log_likelihood
+from edgeft.runtimes.llama_batch import MAX_SEQUENCES, PIECE, Sequences
 
 _LOGITS_BYTES = 48 * 2**20  # of one batch; numpy's temporaries stay far below it
 _WHOLE_AT_ONCE = 8  # prompts whose logits are all kept until their turn
-_ROWS_AT_ONCE = 8  # log-softmax in the processor's cache
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 
 
@@ -238,18 +238,6 @@ def _feed(sequences: Sequences, slots: dict[int, _Slot], rows: int) -> list[tupl
         rows -= wanted
         asked.append((sequence, wanted))
     return asked
-
-
-def log_likelihood(logits: Logits, targets: Sequence[int]) -> float:
-    """sum over rows of log softmax(logits)[target], in nats; float32 terms, float64 sums."""
-    total = 0.0
-    for at in range(0, len(targets), _ROWS_AT_ONCE):
-        rows = logits[at : at + _ROWS_AT_ONCE]
-        top = rows.max(-1, keepdims=True)
-        sums = np.exp(rows - top).sum(-1, dtype=np.float64)
-        picked = rows[np.arange(len(rows)), list(targets[at : at + _ROWS_AT_ONCE])]
-        total += float((picked - top[:, 0].astype(np.float64) - np.log(sums)).sum())
-    return total
 
 
 def open_session(artifact: Path, *, threads: int, context: int, parallel: int) -> LlamaSession:

@@ -1,0 +1,165 @@
+"""The export stage: every target for base and tuned, verified, as bundles."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft import child, model, run
+from edgeft.allocator import allocator
+from edgeft.catalog import Target
+from edgeft.errors import UserError
+from edgeft.exporters import check_supported, onnx
+from edgeft.progress import Update, say
+from edgeft.stages import WEIGHTS, Run, cached, context
+
+_UNQUANTIZED = ("F16", "BF16", "F32", "ALL_F32")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One artifact to make.
+
+    Attributes:
+        weights: ``base`` or ``tuned``.
+        folder: the model folder with these weights.
+        evaluation: the questions as token ids.
+        stop: ids that end a completion.
+    """
+
+    target: Target
+    weights: str
+    folder: Path
+    evaluation: Path
+    stop: list[int]
+
+
+def export(this: Run, targets: list[Target]) -> None:
+    """Every target for base and tuned; a target that fails does not keep the others.
+
+    Raises:
+        UserError: at the end, if any target failed.
+    """
+    checkout = this.recipe.export.llama_cpp
+    check_supported(this.folder("base"), targets, Path(checkout) if checkout else None)
+    failed: dict[str, str] = {}
+    for weights in WEIGHTS:
+        for target in targets:
+            if target.name in failed:
+                continue
+            try:
+                _bundle(this, target, weights)
+            except UserError as error:
+                failed[target.name] = str(error)
+                say(f"✗ export {target.name} {weights}: {error}")
+    if len(failed) == 1:
+        [(name, reason)] = failed.items()
+        raise UserError(f"{name} was not exported: {reason}")
+    if failed:
+        raise UserError(f"not exported: {', '.join(failed)}; the reasons are above")
+
+
+def _bundle(this: Run, target: Target, weights: str) -> None:
+    data = this.path / "data"
+    facts = json.loads((data / "data.json").read_text())
+    evaluation, words = data / "evaluation.jsonl", data / "tokenizer" / "tokenizer.json"
+    order = Order(target, weights, this.folder(weights), evaluation, facts["stop"])
+    make = {"gguf": _gguf, "onnx": _onnx}[target.format]
+    artifact = {"gguf": "model.gguf", "onnx": "model"}[target.format]
+    manifest = {
+        "schema": 1,
+        "model": this.recipe.model,
+        "weights": weights,
+        "target": target.name,
+        "runtime": target.runtime,
+        "artifact": artifact,
+        "task": facts["task"],
+        "max_new_tokens": this.recipe.bench.max_new_tokens,
+        "stop": order.stop,
+        "context": context(this),
+    }
+    if target.format == "gguf":
+        _sixteen_bit(this, order)
+        source = [this.path / "gguf" / weights / "model.gguf"]
+    else:
+        source = model.weight_files(order.folder)
+    inputs = {
+        "source": this.sha256([*source, evaluation, words]),
+        "settings": target.settings,
+        "manifest": manifest,
+    }
+
+    def work(out: Path, _: Update) -> None:
+        verified = make(this, order, out / artifact)
+        shutil.copyfile(evaluation, out / "evaluation.jsonl")
+        shutil.copyfile(words, out / "tokenizer.json")
+        files = {
+            str(path.relative_to(out)): {"bytes": path.stat().st_size, "sha256": run.sha256(path)}
+            for path in sorted(out.rglob("*"))
+            if path.is_file() and path.name != "stage.json"
+        }
+        run.write_json(out / "manifest.json", {**manifest, "files": files, "verify": verified})
+
+    out = this.path / "export" / target.name / weights
+    try:
+        cached(f"export {target.name} {weights}", out, inputs, work)
+    except UserError:
+        shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
+        raise
+
+
+def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
+    source = this.path / "gguf" / order.weights / "model.gguf"
+    ftype = order.target.settings.get("ftype", "")
+    if ftype == "F16":
+        artifact.unlink(missing_ok=True)
+        os.link(source, artifact)
+        verified: dict[str, Any] = json.loads((source.parent / "verify.json").read_text())
+        return verified
+    request = {"source": str(source), "out": str(artifact), "ftype": ftype}
+    child.run("edgeft.exporters.quantize", request)
+    return _verify(order, artifact, exact=ftype in _UNQUANTIZED)
+
+
+def _onnx(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
+    shutil.rmtree(artifact, ignore_errors=True)
+    settings = onnx.settings_of(order.target.name, order.target.settings)
+    onnx.export(order.folder, artifact, settings, order.stop)
+    return _verify(order, artifact, exact=settings.precision == "fp32")
+
+
+def _sixteen_bit(this: Run, order: Order) -> None:
+    """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
+    name = f"{model.name_of(this.recipe.model)}-{order.weights}"
+    checkout = this.recipe.export.llama_cpp
+    inputs = {
+        "model": this.sha256(model.weight_files(order.folder)),
+        "evaluation": this.sha256([order.evaluation]),
+        "llama_cpp": checkout,
+        "name": name,
+    }
+
+    def work(out: Path, _: Update) -> None:
+        artifact = out / "model.gguf"
+        request = {"folder": str(order.folder), "name": name, "llama_cpp": checkout}
+        child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
+        run.write_json(out / "verify.json", _verify(order, artifact, exact=True))
+
+    out = this.path / "gguf" / order.weights
+    cached(f"export {order.weights} in 16 bits, verify", out, inputs, work)
+
+
+def _verify(order: Order, artifact: Path, *, exact: bool) -> dict[str, Any]:
+    request = {
+        "runtime": order.target.runtime,
+        "artifact": str(artifact),
+        "folder": str(order.folder),
+        "evaluation": str(order.evaluation),
+        "exact": exact,
+    }
+    verified = child.run("edgeft.exporters.verify", request, allocator())[-1]
+    return {name: value for name, value in verified.items() if name != "event"}
