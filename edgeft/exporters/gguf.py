@@ -187,8 +187,8 @@ def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture
             tensor = _interleave(tensor, heads)
         elif architecture == "llama" and ".k_proj." in key:
             tensor = _interleave(tensor, kv_heads)
-        elif architecture == "gemma3" and key.endswith("norm.weight"):
-            tensor = tensor + 1  # transformers adds it in the layer, llama.cpp does not
+        elif architecture == "gemma3":
+            tensor = tensor + _shift(key)
         if tensor.ndim > 1:
             if float(np.abs(tensor).max()) > np.finfo(np.float16).max:
                 raise UserError(
@@ -213,6 +213,11 @@ def _interleave(tensor: Any, heads: int) -> Any:
     return (
         tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
     )
+
+
+def _shift(key: str) -> int:
+    """What transformers adds to Gemma 3's weights in the layer, and llama.cpp does not."""
+    return 1 if key.endswith("norm.weight") else 0
 
 
 def _rope_factors(config: dict[str, Any]) -> list[float] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +192,16 @@ def _space_prefix(folder: Path, ours: Tokenizer) -> bool | None:
     prompts have no need of both.
     """
     theirs = {prefix: _as_llama_cpp(ours, prefix) for prefix in (False, True)}
-    apart = "".join(f"a{token.content} b {token.content}\n" for token in _apart(ours).values())
-    for texts in ((*_TEXTS, apart), _prompts(folder)):
+
+    def right(*texts: str) -> bool | None:
         for prefix, other in theirs.items():
             if all(_tokens(other, text) == _tokens(ours, text) for text in texts):
                 return prefix
-    return None
+        return None
+
+    apart = "".join(f"a{token.content} b {token.content}\n" for token in _apart(ours).values())
+    everywhere = right(*_TEXTS, apart)
+    return right(_prompt(folder)) if everywhere is None else everywhere
 
 
 def _tokens(ours: Tokenizer, text: str) -> Sequence[str]:
@@ -219,8 +223,8 @@ def _as_llama_cpp(ours: Tokenizer, prefix: bool) -> Tokenizer:
     return theirs
 
 
-def _prompts(folder: Path) -> Iterable[str]:
-    """Texts of the shape that the model is asked, in its chat template if it has one."""
+def _prompt(folder: Path) -> str:
+    """A text of the shape that the model is asked, in its chat template if it has one."""
     from edgeft import prompts
 
-    yield prompts.prompt_text(prompts.load_tokenizer(folder), _QUESTION)
+    return prompts.prompt_text(prompts.load_tokenizer(folder), _QUESTION)
