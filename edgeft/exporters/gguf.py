@@ -68,7 +68,9 @@ def check_supported(folder: Path, llama_cpp: Path | None) -> None:
     if (rope := _rope(config)[0]) not in _ROPE_TYPES:
         raise UserError(f"cannot export rotary type '{rope}' to GGUF; {advice}")
     if ARCHITECTURES[architecture] == "gemma3" and (key := _odd_gemma3(config)):
-        raise UserError(f"cannot export this Gemma 3 to GGUF: llama.cpp allows no {key}; {advice}")
+        raise UserError(
+            f"cannot export this Gemma 3 to GGUF: {key} is not what llama.cpp has built in; {advice}"
+        )
     gguf_tokenizer.check_supported(folder)
 
 
@@ -147,7 +149,8 @@ def _odd_gemma3(config: dict[str, Any]) -> str | None:
         **{key: bool(config.get(key)) for key in _NOT_IN_GEMMA3},
     }
     name = next((key for key, is_odd in odd.items() if is_odd), None)
-    return f"{name} {config.get(name)}" if name else None
+    value = config.get(name) if name else None
+    return name if value is None or isinstance(value, (list, dict)) else f"{name} {value}"
 
 
 def _rope(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
