@@ -71,13 +71,7 @@ def encode(folder: Path, splits: dict[str, Sequence[Question]], out: Path) -> En
     Raises:
         UserError: the folder has no usable tokenizer, or its chat template does not render.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} has no usable tokenizer: {reason}") from error
+    tokenizer = load_tokenizer(folder)
     chat = bool(tokenizer.chat_template)
     stop = set(_generation_stops(folder))
     if tokenizer.eos_token_id is not None:
@@ -90,6 +84,36 @@ def encode(folder: Path, splits: dict[str, Sequence[Question]], out: Path) -> En
     return Encoded(sorted(stop), chat)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """A model folder's tokenizer, as its ``tokenizer.json`` has it.
+
+    transformers 5 builds Llama's anew from the vocabulary alone: then ``</s>`` is no longer
+    followed by a space, which is what the model was trained with and what llama.cpp does.
+
+    Raises:
+        UserError: the folder has no usable tokenizer.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    as_written = (folder / "tokenizer.json").is_file()
+    try:
+        return (PreTrainedTokenizerFast if as_written else AutoTokenizer).from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} has no usable tokenizer: {reason}") from error
+
+
+def prompt_text(tokenizer: Any, question: str) -> str:
+    """A question as the model is asked it: in its chat template, if it has one.
+
+    Raises:
+        UserError: the chat template does not render.
+    """
+    if not tokenizer.chat_template:
+        return f"Question: {question}\nAnswer:"
+    return _chat(tokenizer, [{"role": "user", "content": question}], True)
+
+
 def _generation_stops(folder: Path) -> list[int]:
     path = folder / "generation_config.json"
     eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
@@ -97,39 +121,36 @@ def _generation_stops(folder: Path) -> list[int]:
 
 
 def _item(tokenizer: Any, question: Question, chat: bool) -> Item:
-    if chat:
-        prompt_text, rest = _render(tokenizer, question)
-        prompt = tokenizer.encode(prompt_text, add_special_tokens=False)
-        end = _end_of_turn(tokenizer, rest)
-    else:
-        prompt_text = f"Question: {question.question}\nAnswer:"
-        prompt = tokenizer.encode(prompt_text)
-        end = tokenizer.eos_token_id
+    text = prompt_text(tokenizer, question.question)
+    prompt = tokenizer.encode(text, add_special_tokens=not chat)
+    end = _end_of_turn(tokenizer, question) if chat else tokenizer.eos_token_id
     if end is None:
         raise UserError("the tokenizer has neither an end-of-turn nor an end-of-text token")
     # A plain prompt ends without a space, which then belongs to the answer's first token.
     solution = question.solution if chat else " " + question.solution
-    gold = [*tokenizer.encode(solution, add_special_tokens=False), end]
-    return Item(
-        question.id, question.group, question.question, prompt, gold, question.answer, prompt_text
-    )
+    whole: list[int] = tokenizer.encode(text + solution, add_special_tokens=not chat)
+    # Alone, a SentencePiece tokenizer would begin the solution with a space of its own.
+    alone = whole[: len(prompt)] != prompt
+    rest = tokenizer.encode(solution, add_special_tokens=False) if alone else whole[len(prompt) :]
+    gold = [*rest, end]
+    return Item(question.id, question.group, question.question, prompt, gold, question.answer, text)
 
 
-def _render(tokenizer: Any, question: Question) -> tuple[str, str]:
-    """The prompt, and what the template puts behind the solution."""
-    turns = [{"role": "user", "content": question.question}]
+def _chat(tokenizer: Any, turns: list[dict[str, str]], ask: bool) -> str:
     try:
-        prompt: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        turns.append({"role": "assistant", "content": question.solution})
-        whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
     except Exception as error:  # whatever a model's own Jinja raises
         raise UserError(f"the model's chat template does not render: {error}") from error
-    return prompt, whole.rpartition(question.solution)[2]
+    return text
 
 
-def _end_of_turn(tokenizer: Any, rest: str) -> int | None:
+def _end_of_turn(tokenizer: Any, question: Question) -> int | None:
+    """The first special token that the template puts behind the solution."""
+    turns = [
+        {"role": "user", "content": question.question},
+        {"role": "assistant", "content": question.solution},
+    ]
+    rest = _chat(tokenizer, turns, False).rpartition(question.solution)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ids: list[int] = tokenizer.encode(rest, add_special_tokens=False)
     eos: int | None = tokenizer.eos_token_id

@@ -1,7 +1,8 @@
-"""Byte-level BPE tokenizers between Hugging Face's ``tokenizer.json`` and GGUF's metadata.
+"""A model folder's tokenizer: what its files say, and how one is rebuilt from GGUF's metadata.
 
-Both directions use one table: GGUF names a pre-tokenizer, ``tokenizer.json`` spells it out. Which
-name fits a ``tokenizer.json`` is found by what it does to a probe text, not by how it is written.
+One table serves both directions (:mod:`edgeft.exporters.gguf_tokenizer` is the other): GGUF names
+the pre-tokenizer of a byte-level BPE, ``tokenizer.json`` spells it out. Which name fits a
+``tokenizer.json`` is found by what it does to a probe text, not by how it is written.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "qwen2": lambda: _split(r"\p{N}"),
     "llama-bpe": lambda: _split(r"\p{N}{1,3}"),
 }
-_PROBE = (
+PROBE = (
     "Hello  World!\n\n\n \t\t x = 1234567 + 3.14; I'VE, you're  he'd\r\n  (ok)...   end "
     "naïve été 数学 на български ½ ٣٤ 🦙🦙 #### 42 \t"
 )
-CONTROL, USER_DEFINED, UNUSED, NORMAL = 3, 4, 5, 1  # gguf.TokenType
+CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 SPECIAL = ("bos", "eos", "unk", "pad")
 _GGUF_NAME = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -64,9 +65,9 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str | None:
     """GGUF's name for a tokenizer's pre-tokenizer, or None when it is none that we know."""
     if tokenizer.pre_tokenizer is None:
         return None
-    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(_PROBE)
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(PROBE)
     for name, make in PRE_TOKENIZERS.items():
-        if make().pre_tokenize_str(_PROBE) == pieces:
+        if make().pre_tokenize_str(PROBE) == pieces:
             return name
     return None
 
@@ -122,54 +123,6 @@ def from_gguf(fields: Mapping[str, Any], folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(template)
 
 
-def to_gguf(writer: Any, folder: Path, vocab_size: int) -> None:
-    """Write a model folder's tokenizer and chat template into a ``gguf.GGUFWriter``.
-
-    Args:
-        vocab_size: rows of the embedding; ids that the tokenizer lacks become unused tokens.
-
-    Raises:
-        UserError: it is not a byte-level BPE, or its pre-tokenizer has no GGUF name that we know.
-    """
-    config = tokenizer_config(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    data = json.loads((folder / "tokenizer.json").read_text())
-    pre = pre_tokenizer_name(tokenizer)
-    if data["model"].get("type") != "BPE" or pre is None:
-        raise UserError(unsupported(folder))
-    by_id = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
-    added = {i: token.special for i, token in tokenizer.get_added_tokens_decoder().items()}
-    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(
-        [
-            UNUSED
-            if i not in by_id
-            else (CONTROL if added[i] else USER_DEFINED)
-            if i in added
-            else NORMAL
-            for i in range(vocab_size)
-        ]
-    )
-    merges = data["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    ids = special_ids(tokenizer, config)
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("unk", writer.add_unk_token_id),
-        ("pad", writer.add_pad_token_id),
-    ):
-        if name in ids:
-            add(ids[name])
-    writer.add_add_space_prefix(False)
-    writer.add_add_bos_token(adds_bos(tokenizer, ids))
-    if (template := chat_template(folder)) is not None:
-        writer.add_chat_template(template)
-
-
 def tokenizer_config(folder: Path) -> dict[str, Any]:
     """``tokenizer_config.json`` of a model folder, or nothing."""
     path = folder / "tokenizer_config.json"
@@ -202,12 +155,3 @@ def chat_template(folder: Path) -> str | None:
     if isinstance(template, list):  # several named ones: the one named default is the chat's
         template = next((t["template"] for t in template if t["name"] == "default"), None)
     return template
-
-
-def unsupported(folder: Path) -> str:
-    """The line for a tokenizer that our GGUF writer does not cover."""
-    return (
-        f"{folder}: its tokenizer is not a byte-level BPE that edgeft can write to GGUF "
-        f"(pre-tokenizers known: {', '.join(PRE_TOKENIZERS)}); "
-        "give llama.cpp's own converter with --llama-cpp DIR"
-    )

@@ -61,7 +61,7 @@ def test_the_rebuilt_tokenizer_reads_as_llama_cpp_does(
     chat = ours.apply_chat_template(
         [{"role": "user", "content": "12345 + 678?"}], tokenize=False, add_generation_prompt=True
     )
-    for text in [*questions, chat, tokenizer._PROBE, "####42<|im_end|>\n"]:
+    for text in [*questions, chat, tokenizer.PROBE, "####42<|im_end|>\n"]:
         assert ours.encode(text) == llama_cpp.tokenize(session, text, special=True), text
     session.close()
     assert ours.eos_token == "<|im_end|>"

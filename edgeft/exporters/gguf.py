@@ -13,16 +13,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft import child, model, tokenizer
+from edgeft import child, model
 from edgeft.errors import UserError
+from edgeft.exporters import gguf_tokenizer
 
 # Hugging Face's name to GGUF's. Llama's query and key rows are interleaved for GGUF's rotary order.
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Gemma3ForCausalLM": "gemma3",
 }
 _ROPE_TYPES = ("default", "llama3")
+# What transformers takes for keys that a Gemma 3 config.json may leave out.
+_GEMMA3 = {
+    "attention_bias": False,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+_NOT_IN_GEMMA3 = (
+    "attention_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_bidirectional_attention",
+)
+_GEMMA3_PATTERN = 6  # every sixth layer sees all positions: llama.cpp takes no other
+_GEMMA3_27B = 62  # layers by which llama.cpp knows the one size that scales attention otherwise
 
 
 def check_supported(folder: Path, llama_cpp: Path | None) -> None:
@@ -35,7 +59,7 @@ def check_supported(folder: Path, llama_cpp: Path | None) -> None:
         if not (llama_cpp / "convert_hf_to_gguf.py").is_file():
             raise UserError(f"{llama_cpp} is no llama.cpp checkout: no convert_hf_to_gguf.py there")
         return
-    config = model.config(folder)
+    config = _config(folder)
     architecture = (config.get("architectures") or ["none"])[0]
     known = ", ".join(ARCHITECTURES)
     advice = "give llama.cpp's own converter with --llama-cpp DIR"
@@ -43,12 +67,11 @@ def check_supported(folder: Path, llama_cpp: Path | None) -> None:
         raise UserError(f"cannot export {architecture} to GGUF (supported: {known}); {advice}")
     if (rope := _rope(config)[0]) not in _ROPE_TYPES:
         raise UserError(f"cannot export rotary type '{rope}' to GGUF; {advice}")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(tokenizer.unsupported(folder))
-    from tokenizers import Tokenizer
-
-    if tokenizer.pre_tokenizer_name(Tokenizer.from_file(str(folder / "tokenizer.json"))) is None:
-        raise UserError(tokenizer.unsupported(folder))
+    if ARCHITECTURES[architecture] == "gemma3" and (key := _odd_gemma3(config)):
+        raise UserError(
+            f"cannot export this Gemma 3 to GGUF: {key} is not what llama.cpp has built in; {advice}"
+        )
+    gguf_tokenizer.check_supported(folder)
 
 
 def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -> None:
@@ -66,7 +89,7 @@ def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -
         return
     import gguf
 
-    config = model.config(folder)
+    config = _config(folder)
     architecture = ARCHITECTURES[config["architectures"][0]]
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -74,7 +97,7 @@ def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config)
-    tokenizer.to_gguf(writer, folder, config["vocab_size"])
+    gguf_tokenizer.to_gguf(writer, folder, config["vocab_size"])
     _add_tensors(writer, folder, config, architecture)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -97,14 +120,53 @@ def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(config["vocab_size"])
+    if config["architectures"][0] == "Gemma3ForCausalLM":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_freq_base_swa(_local_theta(config))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = model.config(folder)
+    gemma3 = (config.get("architectures") or [""])[0] == "Gemma3ForCausalLM"
+    return {**_GEMMA3, **config} if gemma3 else config
+
+
+def _odd_gemma3(config: dict[str, Any]) -> str | None:
+    """The first setting that llama.cpp's gemma3, which has most of them built in, cannot have."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    scale = config["hidden_size"] // heads if layers == _GEMMA3_27B else config["head_dim"]
+    kinds = ["sliding_attention"] * layers
+    kinds[_GEMMA3_PATTERN - 1 :: _GEMMA3_PATTERN] = ["full_attention"] * (layers // _GEMMA3_PATTERN)
+    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+    own = config.get("layer_types")
+    local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    odd = {
+        "query_pre_attn_scalar": config["query_pre_attn_scalar"] != scale,
+        "layer_types": own != kinds if own else pattern not in (None, _GEMMA3_PATTERN),
+        "sliding_window": not config["sliding_window"],
+        "rope_parameters": local.get("rope_type", "default") != "default",
+        "hidden_activation": config["hidden_activation"] != "gelu_pytorch_tanh",
+        **{key: bool(config.get(key)) for key in _NOT_IN_GEMMA3},
+    }
+    name = next((key for key, is_odd in odd.items() if is_odd), None)
+    value = config.get(name) if name else None
+    return name if value is None or isinstance(value, (list, dict)) else f"{name} {value}"
 
 
 def _rope(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The rotary type and its parameters, from transformers 5's key or the older ones."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parameters = parameters.get("full_attention", parameters)  # by the kind of layer, in Gemma 3
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
     return kind, {**parameters, "rope_theta": theta}
+
+
+def _local_theta(config: dict[str, Any]) -> float:
+    """Gemma 3's rotary base in the layers that see a window, from the newer key or the older."""
+    local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    theta: float = local.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
+    return theta
 
 
 def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
@@ -128,6 +190,8 @@ def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture
             tensor = _interleave(tensor, heads)
         elif architecture == "llama" and ".k_proj." in key:
             tensor = _interleave(tensor, kv_heads)
+        elif architecture == "gemma3":
+            tensor = tensor + _shift(key)
         if tensor.ndim > 1:
             if float(np.abs(tensor).max()) > np.finfo(np.float16).max:
                 raise UserError(
@@ -152,6 +216,11 @@ def _interleave(tensor: Any, heads: int) -> Any:
     return (
         tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
     )
+
+
+def _shift(key: str) -> int:
+    """What transformers adds to Gemma 3's weights in the layer, and llama.cpp does not."""
+    return 1 if key.endswith("norm.weight") else 0
 
 
 def _rope_factors(config: dict[str, Any]) -> list[float] | None:

@@ -37,6 +37,9 @@ class TransformersSession:
         # A recurrent state can neither skip padding nor go on from a prefix in every model.
         layers = transformers.DynamicCache(config=model.config).layers
         self._recurrent = not all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
+        # A window counts places, and so would the padding between the prefix and a shorter row.
+        windows = [x.sliding_window for x in layers if getattr(x, "is_sliding", False)]
+        self._shares = not self._recurrent and context <= min(windows, default=context)
         self._parallel = 1 if self._recurrent else max(1, parallel)
         self._vocab_size: int = model.get_output_embeddings().weight.shape[0]
 
@@ -181,8 +184,8 @@ class TransformersSession:
         return max(1, min(self._parallel, fit))
 
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-        """Length and cache of what all prompts begin with."""
-        shared = 0 if self._recurrent else common_prefix(prompts)
+        """Length and cache of what all prompts begin with, as far as it can be shared."""
+        shared = common_prefix(prompts) if self._shares else 0
         if not shared:
             return 0, None
         cache = self._copies(None, 1)
