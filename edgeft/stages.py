@@ -38,6 +38,10 @@ class Run:
         """The model folder of base or tuned."""
         return self.path / "merged" if weights == "tuned" else _base(self)
 
+    def weights_id(self, weights: str) -> str:
+        """A fingerprint of that folder's weights and tokenizer."""
+        return run.fingerprint(self.sha256(model.weight_files(self.folder(weights))))
+
     def sha256(self, paths: Iterable[Path]) -> dict[str, str]:
         """File name to SHA-256."""
         return {path.name: run.sha256(path, self.hashes) for path in paths}
@@ -73,7 +77,7 @@ def prepare(this: Run) -> None:
         catalog.find_device(name)
     exporters.check_supported(base, targets, _checkout(this))
     if this.recipe.adapter:
-        merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, _weights_id(this))
+        merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, this.weights_id("base"))
     settings = this.recipe.task
     inputs = {
         "edgeft": __version__,
@@ -96,7 +100,7 @@ def train(this: Run) -> None:
     settings = this.recipe.train
     data = this.path / "data"
     inputs = {
-        "base": _weights_id(this),
+        "base": this.weights_id("base"),
         "data": this.sha256([data / "train.jsonl", data / "heldout.jsonl"]),
         "settings": asdict(settings),
         "seed": this.recipe.seed,
@@ -104,7 +108,7 @@ def train(this: Run) -> None:
 
     def work(out: Path, update: Update) -> None:
         training.train(_base(this), data, out, settings, this.recipe.seed, update)
-        run.write_json(out / "adapter" / "edgeft.json", {"base_sha256": _weights_id(this)})
+        run.write_json(out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")})
 
     cached(f"train {settings.method}", this.path / "train", inputs, work)
 
@@ -117,7 +121,7 @@ def merged(this: Run) -> None:
     heldout = this.path / "data" / "heldout.jsonl"
     request = {"base": str(_base(this)), "adapter": str(adapter), "heldout": str(heldout)}
     inputs = {
-        "base": _weights_id(this),
+        "base": this.weights_id("base"),
         "adapter": this.sha256(
             [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
         ),
@@ -150,7 +154,7 @@ def bench_host(this: Run) -> None:
             parallel=this.recipe.bench.host_parallel,
         )
         inputs = {
-            "model": this.sha256(model.weight_files(folder)),
+            "made_from": this.weights_id(weights),
             "evaluation": this.sha256([job.evaluation]),
             "max_new_tokens": job.max_new_tokens,
             "stop": job.stop,
@@ -169,6 +173,9 @@ def bench_device(this: Run, device: Device) -> None:
     if not found:
         raise UserError(f"nothing is exported yet: edgeft export {this.path} --target gguf")
     for bundle in found:
+        if _stale(this, bundle):
+            say(f"· bench {bundle.parent.name} {bundle.name}: of other weights, export it again")
+            continue
         bench_bundle(
             bundle,
             this.path / "bench" / device.name / bundle.parent.name / bundle.name,
@@ -184,13 +191,27 @@ def bundles(this: Run) -> list[Path]:
     return sorted(path.parent for path in (this.path / "export").glob("*/*/manifest.json"))
 
 
+def _stale(this: Run, bundle: Path) -> bool:
+    """Whether a bundle holds other weights or questions than the run does now."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    questions = this.sha256([this.path / "data" / "evaluation.jsonl"])["evaluation.jsonl"]
+    return bool(
+        manifest.get("made_from") != this.weights_id(manifest["weights"])
+        or manifest["files"]["evaluation.jsonl"]["sha256"] != questions
+    )
+
+
 def bench_bundle(
     bundle: Path, out: Path, settings: recipe.BenchSettings, device: Device, *, timed: bool = True
 ) -> None:
     """Score one bundle, and time it, into the folder ``out``."""
     job = bench.job_of_bundle(bundle, threads=device.threads, parallel=settings.parallel)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    evaluation = manifest["files"]["evaluation.jsonl"]["sha256"]
     inputs: dict[str, Any] = {
         "manifest": run.sha256(bundle / "manifest.json"),
+        "made_from": manifest.get("made_from"),
+        "evaluation": {"evaluation.jsonl": evaluation},
         "parallel": settings.parallel,
         "threads": device.threads,
     }
@@ -225,10 +246,6 @@ def _base(this: Run) -> Path:
     if isinstance(place, Path) and place.is_file():
         return this.path / "base"
     return model.resolve(this.recipe.model, this.path / "base")
-
-
-def _weights_id(this: Run) -> str:
-    return run.fingerprint(this.sha256(model.weight_files(_base(this))))
 
 
 def _checkout(this: Run) -> Path | None:

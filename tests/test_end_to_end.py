@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,9 +192,58 @@ def test_verbs_one_by_one_add_a_target(whole: Path) -> None:
     assert "gguf-q2_k" in {v["target"] for v in report["variants"]}
 
 
-def test_a_bundle_copied_elsewhere_is_benched_by_hand(whole: Path, tmp_path: Path) -> None:
-    import shutil
+def test_onnx_joins_the_same_report(whole: Path) -> None:
+    finish(command("export", whole, "--target", "onnx-fp32", "--target", "onnx-int8"))
+    report = json.loads(finish(command("bench", whole, "--json")).stdout)
+    found = {v["target"]: v for v in report["variants"]}
+    fp32 = found["onnx-fp32"]
+    assert fp32["runtime"] == "onnxruntime-genai" and fp32["verify"]["top1_agreement"] == 1.0
+    assert fp32["tuned"]["accuracy"] == report["host"]["tuned"]["accuracy"]
+    folder = whole / "export/onnx-fp32/tuned/model"
+    assert fp32["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert fp32["latency"]["decode_tok_s"] > 0
+    assert found["onnx-int8"]["verify"]["mean_kl"] > fp32["verify"]["mean_kl"]
+    scored = answers(whole)
+    host = scored["bench/host/tuned/results.jsonl"]
+    device = scored["bench/local/onnx-fp32/tuned/results.jsonl"]
+    same = sum(a[1] == b[1] for a, b in zip(host, device, strict=True))
+    assert same >= len(host) - 1
+    assert [a[2] for a in host] == pytest.approx([b[2] for b in device], rel=1e-3)
 
+
+def test_a_target_that_fails_leaves_no_half_folder_and_keeps_none(
+    whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/onnx-odd.toml").write_text(
+        'format = "onnx"\nruntime = "onnxruntime-genai"\n'
+        '[onnx]\nprecision = "int4"\nblock_size = 17\n'
+    )
+    chosen = ["--target", "onnx-odd", "--target", "gguf-q5_k_m"]
+    done = subprocess.run(
+        command("export", whole, *chosen), capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("edgeft: onnx-odd was not exported: the ONNX model builder failed on")
+    assert not list((whole / "export").glob("onnx-odd/*"))
+    assert (whole / "export/gguf-q5_k_m/tuned/manifest.json").is_file()
+
+
+def test_a_bundle_of_other_weights_is_left_out(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / "export/gguf-q4_0/tuned/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_from": "others"}))
+    done = finish(command("bench", run, "--json"))
+    assert "bench gguf-q4_0 tuned: of other weights, export it again" in done.stderr
+    stage = run / "bench/local/gguf-q4_0/tuned/stage.json"
+    stage.write_text(json.dumps({**json.loads(stage.read_text()), "made_from": "others"}))
+    report = json.loads(finish(command("report", run, "--json")).stdout)
+    targets = {v["target"] for v in report["variants"]}
+    assert "gguf-q8_0" in targets and "gguf-q4_0" not in targets
+
+
+def test_a_bundle_copied_elsewhere_is_benched_by_hand(whole: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(whole / "export/gguf-q8_0/tuned", tmp_path / "bundle")
     summary = json.loads(finish(command("bench", bundle, "--json")).stdout)
     report = json.loads((whole / "report.json").read_text())

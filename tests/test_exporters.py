@@ -89,8 +89,8 @@ def test_f16_agrees_with_the_host(
     folder = make_model(family, pre=pre, **config)
     gguf.check_supported(folder, None)
     gguf.convert(folder, tmp_path / "model.gguf", "tiny")
-    done = verify.verify_gguf(
-        tmp_path / "model.gguf", folder, encode(folder, tmp_path / "data"), logits=True
+    done = verify.verify(
+        "llama.cpp", tmp_path / "model.gguf", folder, encode(folder, tmp_path / "data"), exact=True
     )
     assert done.tokenizer_prompts == len(QUESTIONS)
     assert done.chat_template is True
@@ -220,7 +220,7 @@ def test_quantizing_shrinks_and_still_opens(
     )
     assert out.stat().st_size < 0.7 * tiny_gguf.stat().st_size
     done = verify.verify("llama.cpp", out, tiny, evaluation, exact=False)
-    assert done.tokenizer_prompts == len(QUESTIONS) and done.positions == 0
+    assert done.tokenizer_prompts == len(QUESTIONS) and 0 < done.mean_kl < 0.1
 
 
 def test_an_unknown_quantization_and_a_broken_source(tiny_gguf: Path, tmp_path: Path) -> None:

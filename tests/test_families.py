@@ -167,7 +167,7 @@ def test_a_family_agrees_with_the_host(
     gguf.check_supported(folder, None)
     gguf.convert(folder, tmp_path / "model.gguf", "tiny")
     evaluation = encoded(folder, wordmath, tmp_path)
-    done = verify.verify_gguf(tmp_path / "model.gguf", folder, evaluation, logits=True)
+    done = verify.verify("llama.cpp", tmp_path / "model.gguf", folder, evaluation, exact=True)
     assert done.tokenizer_prompts == SIZES.evaluation and done.chat_template is True
     assert agrees(done), done
 
@@ -201,7 +201,7 @@ def test_llama_cpp_reads_texts_as_the_tokenizer_does(
     gguf.check_supported(folder, None)
     gguf.convert(folder, artifact, "tiny")
     evaluation = encoded(folder, wordmath, tmp_path)
-    verify.verify_gguf(artifact, folder, evaluation, logits=False)
+    verify.verify("llama.cpp", artifact, folder, evaluation, exact=False)
     fields = {name: field.contents() for name, field in GGUFReader(artifact).fields.items()}
     assert fields["tokenizer.ggml.add_space_prefix"] is prefix
     assert fields["tokenizer.ggml.add_bos_token"] is bos
@@ -216,7 +216,7 @@ def test_wrong_scores_are_found(
     gguf.convert(spoilt, tmp_path / "model.gguf", "spoilt")
     evaluation = encoded(gemma, wordmath, tmp_path)
     with pytest.raises(UserError, match="tokenizer reads .* differently"):
-        verify.verify_gguf(tmp_path / "model.gguf", gemma, evaluation, logits=False)
+        verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=False)
     assert len(differing(gemma, tmp_path / "model.gguf")) > 100
 
 
@@ -247,9 +247,9 @@ def test_a_fault_is_found(
     evaluation = encoded(gemma, wordmath, tmp_path)
     if message:
         with pytest.raises(UserError, match=message):
-            verify.verify_gguf(tmp_path / "model.gguf", gemma, evaluation, logits=True)
+            verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=True)
     else:
-        done = verify.verify_gguf(tmp_path / "model.gguf", gemma, evaluation, logits=True)
+        done = verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=True)
         assert not agrees(done)
 
 

@@ -19,7 +19,10 @@ _FEATURES = (
     *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-_PACKAGES = ("llama-cpp-python", "torch", "transformers", "peft")
+_PACKAGES = (
+    *("llama-cpp-python", "onnxruntime-genai", "onnxruntime"),
+    *("torch", "transformers", "peft"),
+)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -74,6 +74,7 @@ def _bundle(this: Run, target: Target, weights: str) -> None:
         "schema": 1,
         "model": this.recipe.model,
         "weights": weights,
+        "made_from": this.weights_id(weights),
         "target": target.name,
         "runtime": target.runtime,
         "artifact": artifact,

@@ -14,6 +14,7 @@ from edgeft.runtimes import open_session
 
 # Rounding to 16 bits moves few of the top tokens; a permuted head or a wrong norm moves most.
 _LEAST_AGREEMENT = 0.9
+_MOST_KL = 0.02  # nats; 16 bits cost under 0.001, a wrong rotary base 0.1
 # Prompts whose logits are compared, spread over the evaluation set. Of weights that were not
 # quantized nearly all, for they must agree; of others enough for a mean.
 _COMPARED = {True: 256, False: 64}
@@ -68,11 +69,12 @@ def verify(
     finally:
         session.close()
     found = Verification(tokenizer_prompts, template, *compared)
-    if exact and not found.top1_agreement >= _LEAST_AGREEMENT:
+    same = found.top1_agreement >= _LEAST_AGREEMENT and found.mean_kl <= _MOST_KL
+    if exact and not same:
         raise UserError(
             f"{artifact}: {runtime} and the host agree on only {found.top1_agreement:.0%} of the "
-            f"top tokens (largest logit difference {found.max_logit_diff:.3g}): the weights were "
-            "not written right"
+            f"top tokens (largest logit difference {found.max_logit_diff:.3g}, KL divergence "
+            f"{found.mean_kl:.3g} nats): the weights were not written right"
         )
     return found
 

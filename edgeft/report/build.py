@@ -96,7 +96,7 @@ class Report:
 
 
 def build(run: Path) -> Report:
-    """Read a run directory. What was not benched yet is left out.
+    """Read a run directory. What was not benched yet, or with other weights, is left out.
 
     Raises:
         UserError: the host has no scores yet, or results do not belong together.
@@ -197,10 +197,19 @@ def _variant_json(variant: Variant) -> Facts:
 
 
 def _benched(run: Path) -> Iterable[tuple[str, str, list[Result], list[Result]]]:
+    host = run / "bench" / "host"
     for folder in sorted((run / "bench").glob("*/*")):
         base, tuned = read_results(folder / "base"), read_results(folder / "tuned")
-        if folder.parent.name != "host" and base is not None and tuned is not None:
+        if folder.parent.name == "host" or base is None or tuned is None:
+            continue
+        if all(_scored(folder / name) == _scored(host / name) for name in ("base", "tuned")):
             yield folder.parent.name, folder.name, base, tuned
+
+
+def _scored(folder: Path) -> tuple[Any, Any]:
+    """Which weights and which questions; results of earlier ones are no part of a report."""
+    stage = _json(folder / "stage.json") or {}
+    return stage.get("made_from"), stage.get("evaluation")
 
 
 def read_results(folder: Path) -> list[Result] | None:

@@ -161,22 +161,32 @@ def verification(report: Report) -> Table:
     rows = []
     for v in report.variants:
         if v.verify:
-            template = {True: "carried", False: "missing", None: "the model has none"}
+            template = {True: "carried", False: "missing", None: NONE}
             rows.append(
                 [
                     place(v, report.variants),
-                    str(v.verify.get("tokenizer_prompts", NONE)),
+                    number(v.verify.get("tokenizer_prompts"), "{}"),
                     template[v.verify.get("chat_template")],
                     number(v.verify.get("max_logit_diff"), "{:.3g}"),
                     number(v.verify.get("top1_agreement"), "{:.2%}"),
+                    number(v.verify.get("mean_kl"), "{:.2g}"),
                     str(v.verify.get("positions") or NONE),
                 ]
             )
     return Table(
         "Verification",
         "At export: prompts that the runtime's own tokenizer reads as the host does, the chat "
-        "template, and the 16-bit file's logits against the host's in float32.",
-        ["", "prompts", "chat template", "largest logit difference", "same top token", "positions"],
+        "template, and logits against the host's in float32. KL: mean divergence of next tokens "
+        "from the host's, nats.",
+        [
+            "",
+            "prompts",
+            "chat template",
+            "largest logit difference",
+            "same top token",
+            "KL",
+            "positions",
+        ],
         rows,
     )
 
