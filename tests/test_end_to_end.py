@@ -216,7 +216,7 @@ def test_a_target_that_fails_leaves_no_half_folder_and_keeps_none(
 ) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export/onnx-odd.toml").write_text(
-        'format = "onnx"\nruntime = "onnxruntime-genai"\n'
+        'format = "onnx"\nruntime = "onnxruntime-genai"\nabout = "odd"\n'
         '[onnx]\nprecision = "int4"\nblock_size = 17\n'
     )
     chosen = ["--target", "onnx-odd", "--target", "gguf-q5_k_m"]
