@@ -98,6 +98,12 @@ def _llama_cpp(artifact: Path, *, threads: int, context: int, parallel: int) -> 
     return open_(artifact, threads=threads, context=context, parallel=parallel)
 
 
+def _onnxruntime(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
+    from edgeft.runtimes.onnxruntime import open_session as open_
+
+    return open_(artifact, threads=threads, context=context, parallel=parallel)
+
+
 def _transformers(artifact: Path, *, threads: int, context: int, parallel: int) -> Session:
     from edgeft.runtimes.transformers import open_session as open_
 
@@ -106,6 +112,7 @@ def _transformers(artifact: Path, *, threads: int, context: int, parallel: int) 
 
 RUNTIMES: dict[str, Callable[..., Session]] = {
     "llama.cpp": _llama_cpp,
+    "onnxruntime": _onnxruntime,
     "transformers": _transformers,
 }
 
