@@ -11,8 +11,6 @@ from typing import Any
 from edgeft import child
 from edgeft.errors import UserError
 
-_ONE_FILE_BYTES = 2**31 - 2**20  # protobuf's limit, with room for the graph
-
 
 def export(folder: Path, out: Path, precision: str) -> None:
     """Write ``out/model.onnx`` from a model folder whose configuration is for transformers 4.
@@ -24,6 +22,8 @@ def export(folder: Path, out: Path, precision: str) -> None:
         import onnxruntime.quantization
         import transformers
         from optimum.exporters.onnx import main_export
+
+        from edgeft.exporters import portable_graph
     except ImportError as error:
         raise UserError(f"optimum's environment is not complete: {error}") from error
     warnings.filterwarnings("ignore")  # the tracer's, about what is constant
@@ -46,8 +46,9 @@ def export(folder: Path, out: Path, precision: str) -> None:
             no_post_process=precision != "fp32",
             custom_onnx_configs=_positions(config),
         )
+        source = whole / "model.onnx"
+        portable_graph.keep_last(source)
         if precision == "int8":
-            source = whole / "model.onnx"
             size = sum(path.stat().st_size for path in whole.glob("model.onnx*"))
             onnxruntime.quantization.quantize_dynamic(
                 source,
@@ -56,57 +57,14 @@ def export(folder: Path, out: Path, precision: str) -> None:
                 # optimum's defaults for ARM and for VNNI: one scale for each of a weight's columns.
                 per_channel=True,
                 weight_type=onnxruntime.quantization.QuantType.QInt8,
-                use_external_data_format=size > _ONE_FILE_BYTES,
+                use_external_data_format=size > portable_graph.ONE_FILE_BYTES,
             )
             if config.tie_word_embeddings:
-                _tie(out / "model.onnx")
+                portable_graph.tie(out / "model.onnx")
     except Exception as error:  # whatever a library raises, it is about this model
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise UserError(f"optimum could not export this model: {reason}") from error
-
-
-def _tie(path: Path) -> None:
-    """Look tokens up in the head's 8-bit matrix, where the embedding is the same one in 32 bits.
-
-    The head has a scale for each token, so the embedding is as exact as the head.
-    """
-    import onnx
-    from onnx import TensorProto, helper
-
-    graph = (whole := onnx.load(path)).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    embed = next(n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
-    vocabulary = next(t.dims[0] for t in graph.initializer if t.name == embed.input[0])
-    head = next(
-        node.input[1]
-        for node in graph.node
-        if node.op_type == "MatMulInteger"
-        and any(t.name == node.input[1] and t.dims[1] == vocabulary for t in graph.initializer)
-    )
-    scale = head.removesuffix("_quantized") + "_scale"
-    if scale not in weights:
-        raise ValueError(f"the quantizer names no {scale}")
-    last = helper.make_tensor("embed_last", TensorProto.INT64, [1], [-1])
-    graph.initializer.append(last)
-    at = list(graph.node).index(embed)
-    graph.node.remove(embed)
-    for node in reversed(
-        [
-            helper.make_node("Gather", [head, "input_ids"], ["embed_columns"], axis=1),
-            helper.make_node("Transpose", ["embed_columns"], ["embed_rows"], perm=[1, 2, 0]),
-            helper.make_node("Cast", ["embed_rows"], ["embed_float"], to=TensorProto.FLOAT),
-            helper.make_node("Gather", [scale, "input_ids"], ["embed_scales"]),
-            helper.make_node("Unsqueeze", ["embed_scales", last.name], ["embed_scale"]),
-            helper.make_node("Mul", ["embed_float", "embed_scale"], [embed.output[0]]),
-        ]
-    ):
-        graph.node.insert(at, node)
-    graph.initializer.remove(next(t for t in graph.initializer if t.name == embed.input[0]))
-    for old in path.parent.glob("model.onnx*"):
-        old.unlink()
-    external = whole.ByteSize() > _ONE_FILE_BYTES
-    onnx.save(whole, path, save_as_external_data=external, location=f"{path.name}_data")
 
 
 def _positions(config: Any) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ Ints = NDArray[np.int64]
 _LOGITS_BYTES = 64 * 2**20  # of one batch
 _SORTED_AT_ONCE = 64  # score: pairs sorted by length within so many, so that results still flow
 _PAST, _PRESENT = "past_key_values.", "present."
+_KEEP = "num_logits_to_keep"  # an input with a default, 0 for all
 _QUANTIZER = "onnx.quantize"  # the producer that onnxruntime's quantization writes into a graph
 
 
@@ -76,8 +77,7 @@ class OnnxSession:
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self._past = {name: shape for name, shape in inputs.items() if name.startswith(_PAST)}
         self._vocab_size: int = session.get_outputs()[0].shape[-1]
-        self._only_cache = onnxruntime.RunOptions()
-        self._only_cache.only_execute_path_to_fetches = True
+        self._keeps = _KEEP in {value.name for value in session.get_overridable_initializers()}
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Set[int]
@@ -208,7 +208,8 @@ class OnnxSession:
         if not shared:
             return None, 0
         batch = self._repeat(None, 0, [0])
-        self._run(batch, np.array([prompts[0][:shared]], np.int64), np.ones((1, shared), np.int64))
+        tokens = np.array([prompts[0][:shared]], np.int64)
+        self._run(batch, tokens, np.ones_like(tokens), 1)
         return batch, shared
 
     def _repeat(self, prefix: _Batch | None, shared: int, missing: list[int]) -> _Batch:
@@ -231,10 +232,10 @@ class OnnxSession:
     def _texts(
         self, prefix: _Batch | None, shared: int, texts: Sequence[Sequence[int]], keep: int
     ) -> tuple[_Batch, Logits]:
-        """Feed whole texts; the batch, and at least ``keep`` rows of logits for each.
+        """Feed whole texts.
 
         Returns:
-            The batch, and logits float32 [texts, keep or more, vocabulary], aligned to the right.
+            The batch, and float32 logits [texts, keep, vocabulary], aligned to the right.
         """
         longest = max(map(len, texts)) - shared
         pads = [longest - (len(text) - shared) for text in texts]
@@ -245,20 +246,16 @@ class OnnxSession:
         for row, (text, pad, again) in enumerate(zip(texts, pads, missing, strict=True)):
             tokens[row, pad - again :] = text[shared - again :]
             mask[row, pad - again :] = 1
-        split = 0 if self._alone else longest - keep
-        if split > 0:
-            self._run(batch, tokens[:, :split], mask[:, :split])
-        split = max(0, split)
-        return batch, self._run(batch, tokens[:, split:], mask[:, split:], logits=True)
+        return batch, self._run(batch, tokens, mask, keep)
 
     def _step(self, batch: _Batch, tokens: Ints) -> Logits:
-        return self._run(batch, tokens[:, None], np.ones((len(tokens), 1), np.int64), logits=True)
+        return self._run(batch, tokens[:, None], np.ones((len(tokens), 1), np.int64), 1)
 
-    def _run(self, batch: _Batch, tokens: Ints, mask: Ints, *, logits: bool = False) -> Logits:
+    def _run(self, batch: _Batch, tokens: Ints, mask: Ints, keep: int) -> Logits:
         """One call of the graph; the batch grows by the tokens.
 
         Returns:
-            float32 [rows, tokens, vocabulary], without ``logits`` an empty array.
+            float32 [rows, keep, vocabulary], of the last positions.
         """
         positions = np.maximum(batch.positions[:, None] + mask.cumsum(1) - 1, 0)
         batch.mask = np.concatenate([batch.mask, mask], 1)
@@ -269,23 +266,24 @@ class OnnxSession:
             "position_ids": _value(positions),
             **batch.cache,
         }
+        if self._keeps and not self._alone:
+            fed[_KEEP] = _value(np.array(keep, np.int64))
         binding = self._session.io_binding()
         for name, value in fed.items():
             binding.bind_ortvalue_input(name, value)
-        fetched = ["logits"] if logits else []
-        fetched += [name.replace(_PAST, _PRESENT) for name in self._past]
-        for name in fetched:
+        for name in ("logits", *(name.replace(_PAST, _PRESENT) for name in self._past)):
             binding.bind_output(name)
-        # Without logits the vocabulary's matrix, the largest of all, is left out.
-        self._session.run_with_iobinding(binding, None if logits else self._only_cache)
-        values = binding.get_outputs()
-        batch.cache = dict(zip(self._past, values[-len(self._past) :], strict=True))
-        return values[0].numpy() if logits else np.empty(0, np.float32)
+        self._session.run_with_iobinding(binding)
+        logits, *present = binding.get_outputs()
+        batch.cache = dict(zip(self._past, present, strict=True))
+        kept: Logits = logits.numpy()[:, -keep:]
+        return kept
 
 
 def _value(array: NDArray[Any]) -> Any:
     """An OrtValue over the array's own memory."""
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    # asarray: a scalar must stay one.
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def open_session(artifact: Path, *, threads: int, context: int, parallel: int) -> OnnxSession:
