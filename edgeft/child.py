@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UserError
@@ -34,7 +35,10 @@ class ChildDied(UserError):
 
 
 def call(
-    module: str, request: Mapping[str, Any], env: Mapping[str, str] | None = None
+    module: str,
+    request: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> Iterator[Event]:
     """Run ``python -m module`` on ``request`` and yield its events as they come.
 
@@ -42,6 +46,7 @@ def call(
         module: a module that ends in ``child.serve(...)``.
         request: JSON-serialisable.
         env: environment variables to add to ours.
+        python: the interpreter of another environment that has edgeft, instead of ours.
 
     Raises:
         UserError: the child raised one, with the same text.
@@ -49,7 +54,7 @@ def call(
     """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [python or sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -85,10 +90,13 @@ def call(
 
 
 def run(
-    module: str, request: Mapping[str, Any], env: Mapping[str, str] | None = None
+    module: str,
+    request: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> list[Event]:
     """All events of :func:`call`, for work that needs no progress."""
-    return list(call(module, request, env))
+    return list(call(module, request, env, python))
 
 
 def serve(work: Callable[[Any, Callable[..., None]], None]) -> None:

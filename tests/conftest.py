@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft import model, tokenizer
+from edgeft.exporters import portable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -54,15 +55,15 @@ def make_model(
         folder = tmp_path_factory.mktemp(f"{family}-{pre}-{seed}")
         tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.pre": pre}, folder)
         torch.manual_seed(seed)
-        kind = getattr(transformers, f"{family}ForCausalLM")
-        settings = kind.config_class(
+        architecture = getattr(transformers, f"{family}ForCausalLM")
+        settings = architecture.config_class(
             vocab_size=len(gguf_fields["tokenizer.ggml.tokens"]),
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=2,
             **{**SHAPE, **config},
         )
-        kind(settings).save_pretrained(folder)
+        architecture(settings).save_pretrained(folder)
         return folder
 
     return make
@@ -72,6 +73,23 @@ def make_model(
 def tiny(make_model: Callable[..., Path]) -> Path:
     """A Llama of two layers with SmolLM2's tokenizer and chat template."""
     return make_model("Llama")
+
+
+@pytest.fixture(scope="session")
+def portable_graph(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Path, str], Path]:
+    """``portable_graph(folder, precision)``: exported once, by the real optimum."""
+    made: dict[tuple[Path, str], Path] = {}
+
+    def make(folder: Path, precision: str) -> Path:
+        if (folder, precision) not in made:
+            out = tmp_path_factory.mktemp(f"portable-{precision}")
+            portable.convert(folder, out, precision)
+            made[folder, precision] = out
+        return made[folder, precision]
+
+    return make
 
 
 @pytest.fixture(scope="session")

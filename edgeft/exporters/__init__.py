@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeft.catalog import Target
 from edgeft.errors import UserError, near
 
-FORMATS = ("gguf", "onnx")
+FORMATS = ("gguf", "onnx", "onnx-portable")
 
 
 def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | None) -> None:
@@ -18,9 +18,9 @@ def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | N
         UserError: a target's settings are wrong, or a model's architecture or tokenizer has no
             place in its format.
     """
-    from edgeft.exporters import gguf, onnx
+    from edgeft.exporters import gguf, onnx, portable
 
-    formats = {}
+    formats = set()
     for target in targets:
         if target.format not in FORMATS:
             raise UserError(
@@ -29,8 +29,12 @@ def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | N
             )
         if target.format == "onnx":
             onnx.settings_of(target.name, target.settings)
-        formats[target.format] = target
+        if target.format == "onnx-portable":
+            portable.precision_of(target.name, target.settings)
+        formats.add(target.format)
     if "gguf" in formats:
         gguf.check_supported(folder, llama_cpp)
     if "onnx" in formats:
         onnx.check_supported(folder)
+    if "onnx-portable" in formats:
+        portable.check_supported(folder)

@@ -13,7 +13,7 @@ from edgeft import child, model, run
 from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
-from edgeft.exporters import check_supported, onnx
+from edgeft.exporters import check_supported, onnx, portable
 from edgeft.progress import Update, say
 from edgeft.stages import WEIGHTS, Run, cached, context
 
@@ -68,8 +68,8 @@ def _bundle(this: Run, target: Target, weights: str) -> None:
     facts = json.loads((data / "data.json").read_text())
     evaluation, words = data / "evaluation.jsonl", data / "tokenizer" / "tokenizer.json"
     order = Order(target, weights, this.folder(weights), evaluation, facts["stop"])
-    make = {"gguf": _gguf, "onnx": _onnx}[target.format]
-    artifact = {"gguf": "model.gguf", "onnx": "model"}[target.format]
+    make = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}[target.format]
+    artifact = "model.gguf" if target.format == "gguf" else "model"
     manifest = {
         "schema": 1,
         "model": this.recipe.model,
@@ -131,6 +131,13 @@ def _onnx(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     settings = onnx.settings_of(order.target.name, order.target.settings)
     onnx.export(order.folder, artifact, settings, order.stop)
     return _verify(order, artifact, exact=settings.precision == "fp32")
+
+
+def _portable(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
+    shutil.rmtree(artifact, ignore_errors=True)
+    precision = portable.precision_of(order.target.name, order.target.settings)
+    portable.convert(order.folder, artifact, precision)
+    return _verify(order, artifact, exact=precision == "fp32")
 
 
 def _sixteen_bit(this: Run, order: Order) -> None:

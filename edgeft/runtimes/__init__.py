@@ -96,6 +96,7 @@ def thread_count(threads: int) -> int:
 # Each a module here, imported when it is asked for.
 RUNTIMES = {
     "llama.cpp": "llama_cpp",
+    "onnxruntime": "onnxruntime",
     "onnxruntime-genai": "onnxruntime_genai",
     "transformers": "transformers",
 }

@@ -1,6 +1,6 @@
 """Tokens per second on one ONNX folder: edgeft beside the plain onnxruntime-genai loop.
 
-    python benchmarks/onnx.py runs/demo/export/onnx-int4/tuned/model
+    python benchmarks/onnx_loop.py runs/demo/export/onnx-int4/tuned/model
 
 Both read the same random prompts and write the same number of tokens, alone and 16 at a time. They
 take turns, so that other work on the machine hits both; figures are medians.
