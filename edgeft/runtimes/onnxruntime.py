@@ -76,7 +76,8 @@ class OnnxSession:
         self._parallel = 1 if self._alone else max(1, parallel)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self._past = {name: shape for name, shape in inputs.items() if name.startswith(_PAST)}
-        self._vocab_size: int = session.get_outputs()[0].shape[-1]
+        outputs = {value.name: value.shape for value in session.get_outputs()}
+        self._vocab_size: int = outputs["logits"][-1]
         self._keeps = _KEEP in {value.name for value in session.get_overridable_initializers()}
 
     def generate(
