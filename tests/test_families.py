@@ -147,7 +147,6 @@ def differing(folder: Path, artifact: Path, special: bool = True) -> list[str]:
 
 
 def agrees(done: verify.Verification) -> bool:
-    assert done.top1_agreement is not None and done.max_logit_diff is not None
     assert done.positions > 300 and done.max_logit_diff > 0
     return done.top1_agreement >= 0.99 and done.max_logit_diff < 0.3
 
@@ -226,9 +225,9 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("edgeft.exporters.gguf_tokenizer._type", lambda *_: 1, "tokenizer reads"),
     ("edgeft.exporters.gguf._shift", lambda _: 0, "not written right"),
     ("gguf.GGUFWriter.add_sliding_window", lambda *_: None, "not written right"),
-    # At 60 positions a wrong rotary base moves few of the top tokens: enough for what is asked.
-    ("edgeft.exporters.gguf._local_theta", lambda _: 10_000.0, ""),
-    ("gguf.GGUFWriter.add_rope_freq_base", lambda *_: None, ""),
+    # Within 60 tokens a wrong rotary base moves few of the top ones; the divergence tells.
+    ("edgeft.exporters.gguf._local_theta", lambda _: 10_000.0, "not written right"),
+    ("gguf.GGUFWriter.add_rope_freq_base", lambda *_: None, "not written right"),
 ]
 
 
@@ -245,12 +244,8 @@ def test_a_fault_is_found(
     monkeypatch.setattr(name, fault)
     gguf.convert(gemma, tmp_path / "model.gguf", "spoilt")
     evaluation = encoded(gemma, wordmath, tmp_path)
-    if message:
-        with pytest.raises(UserError, match=message):
-            verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=True)
-    else:
-        done = verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=True)
-        assert not agrees(done)
+    with pytest.raises(UserError, match=message):
+        verify.verify("llama.cpp", tmp_path / "model.gguf", gemma, evaluation, exact=True)
 
 
 def test_older_keys_say_the_same(gemma: Path, spoilt: Path, tmp_path: Path) -> None:
