@@ -86,6 +86,16 @@ def test_a_model_folder_without_config(tmp_path: Path) -> None:
     assert "no config.json" in refused("run", "--model", "./m", "--out", "x", cwd=tmp_path)
 
 
+def test_what_cannot_be_exported_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    for target, format_ in (("onnx-int4", "ONNX"), ("onnx-portable-fp32", "onnx-portable")):
+        chosen = ["--model", "./m", "--target", target, "--out", target]
+        line = refused("run", *chosen, cwd=tmp_path)
+        assert f"cannot export GPT2LMHeadModel to {format_} (supported: Llama" in line
+        assert not (tmp_path / target / "data").exists()
+
+
 def test_a_truncated_gguf(tmp_path: Path, embedded_gguf: Path) -> None:
     with embedded_gguf.open("rb") as whole:
         (tmp_path / "cut.gguf").write_bytes(whole.read(5_000_000))
