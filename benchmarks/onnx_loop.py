@@ -81,6 +81,7 @@ def main() -> None:
         decode: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(given.rounds + 1):
             for name, seconds in contenders.items():
+                time.sleep(0.2)  # the other's threads have stopped spinning
                 first, whole = seconds(1), seconds(new)
                 if turn:  # the first warms up
                     prefill[name].append(rows * prompt / first)

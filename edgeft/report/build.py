@@ -42,8 +42,8 @@ class Variant:
     Attributes:
         bytes: the artifact's size; None if the bundle is not in the run.
         survival: the comparison with the host.
-        lost_after: where retention is below 1 for sure, the smallest larger target on the device
-            that still survives, or ``"host"``: the benefit went between that and this one.
+        lost_after: where retention is below 1 for sure, the smallest larger target of the
+            same device and runtime that still survives, or ``"host"``: the benefit went between that and this one.
         latency: as in ``latency.json``; None if it was not timed.
         verify: the export's checks, as in the manifest; None without a bundle.
         differences: some of the questions answered differently, those that cost accuracy first.
@@ -270,8 +270,11 @@ def _with_step(variant: Variant, larger: Sequence[Variant]) -> Variant:
     ci = variant.survival.retention_ci
     if variant.survival.verdict == "survives" or ci is None or ci[1] >= 1:
         return variant
+    here = (variant.device, variant.runtime)
     alive = [
-        v.target for v in larger if v.device == variant.device and v.survival.verdict == "survives"
+        v.target
+        for v in larger
+        if (v.device, v.runtime) == here and v.survival.verdict == "survives"
     ]
     return Variant(**{**vars(variant), "lost_after": alive[-1] if alive else "host"})
 

@@ -29,7 +29,7 @@ except ImportError as error:
         f"onnxruntime-genai is not installed ({error}): pip install 'edgeft[runtime]'"
     ) from error
 
-_LOGITS_BYTES = 256 * 2**20  # of one batch: the graph computes them at every position
+_LOGITS_BYTES = 512 * 2**20  # of one batch: the graph computes them at every position
 
 
 class GenaiSession:
