@@ -193,7 +193,8 @@ def test_verbs_one_by_one_add_a_target(whole: Path) -> None:
 
 
 def test_onnx_joins_the_same_report(whole: Path) -> None:
-    finish(command("export", whole, "--target", "onnx-fp32", "--target", "onnx-int8"))
+    names = ("onnx-fp32", "onnx-int8", "onnx-portable-fp32")
+    finish(command("export", whole, *(part for name in names for part in ("--target", name))))
     report = json.loads(finish(command("bench", whole, "--json")).stdout)
     found = {v["target"]: v for v in report["variants"]}
     fp32 = found["onnx-fp32"]
@@ -203,12 +204,14 @@ def test_onnx_joins_the_same_report(whole: Path) -> None:
     assert fp32["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert fp32["latency"]["decode_tok_s"] > 0
     assert found["onnx-int8"]["verify"]["mean_kl"] > fp32["verify"]["mean_kl"]
+    assert found["onnx-portable-fp32"]["runtime"] == "onnxruntime"
     scored = answers(whole)
     host = scored["bench/host/tuned/results.jsonl"]
-    device = scored["bench/local/onnx-fp32/tuned/results.jsonl"]
-    same = sum(a[1] == b[1] for a, b in zip(host, device, strict=True))
-    assert same >= len(host) - 1
-    assert [a[2] for a in host] == pytest.approx([b[2] for b in device], rel=1e-3)
+    for name in ("onnx-fp32", "onnx-portable-fp32"):
+        device = scored[f"bench/local/{name}/tuned/results.jsonl"]
+        same = sum(a[1] == b[1] for a, b in zip(host, device, strict=True))
+        assert same >= len(host) - 1
+        assert [a[2] for a in host] == pytest.approx([b[2] for b in device], rel=1e-3)
 
 
 def test_a_target_that_fails_leaves_no_half_folder_and_keeps_none(

@@ -43,7 +43,8 @@ class Variant:
         bytes: the artifact's size; None if the bundle is not in the run.
         survival: the comparison with the host.
         lost_after: where retention is below 1 for sure, the smallest larger target of the
-            same device and runtime that still survives, or ``"host"``: the benefit went between that and this one.
+            same device and runtime that still survives, or ``"host"``: the benefit went between
+            that and this one.
         latency: as in ``latency.json``; None if it was not timed.
         verify: the export's checks, as in the manifest; None without a bundle.
         differences: some of the questions answered differently, those that cost accuracy first.
