@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shapes import LLAMA3
 
 from edgeft import child, prompts, run, tasks
 from edgeft.errors import UserError
@@ -66,16 +67,7 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     (
         "Llama",
         "llama-bpe",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 32.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
+        {"rope_parameters": LLAMA3},
     ),
     ("Qwen2", "qwen2", {}),
     ("Qwen3", "qwen2", {"head_dim": 32}),

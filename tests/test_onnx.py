@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shapes import LLAMA3
 
 from edgeft import prompts
 from edgeft.errors import UserError
@@ -29,14 +30,7 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
         "llama-bpe",
         {
             "tie_word_embeddings": False,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 32.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
+            "rope_parameters": LLAMA3,
         },
     ),
     ("Qwen2", "qwen2", {}),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shapes import LLAMA3
 
 from edgeft import catalog
 from edgeft.errors import UserError
@@ -24,14 +25,6 @@ PROMPTS = [
     [1, 510, 42, 7, 900, 31, *((17 * i) % 4000 + 3 for i in range(at, at + length))]
     for at, length in ((0, 40), (50, 9), (100, 23), (200, 40))
 ]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 GEMMA = {
     "head_dim": 16,
     "sliding_window": 8,
