@@ -48,11 +48,16 @@ def export(this: Run, targets: list[Target]) -> None:
     check_supported(this.folder("base"), targets, Path(checkout) if checkout else None)
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
+        written = False  # the 16-bit GGUF, of which every GGUF target is made
         for target in targets:
             if target.name in failed:
                 continue
             try:
-                _bundle(this, target, weights)
+                order = _order(this, target, weights)
+                if target.format == "gguf" and not written:
+                    _sixteen_bit(this, order)
+                    written = True
+                _bundle(this, order)
             except UserError as error:
                 failed[target.name] = str(error)
                 say(f"✗ export {target.name} {weights}: {error}")
@@ -63,11 +68,15 @@ def export(this: Run, targets: list[Target]) -> None:
         raise UserError(f"not exported: {', '.join(failed)}; the reasons are above")
 
 
-def _bundle(this: Run, target: Target, weights: str) -> None:
+def _order(this: Run, target: Target, weights: str) -> Order:
     data = this.path / "data"
-    facts = json.loads((data / "data.json").read_text())
-    evaluation, words = data / "evaluation.jsonl", data / "tokenizer" / "tokenizer.json"
-    order = Order(target, weights, this.folder(weights), evaluation, facts["stop"])
+    stop = json.loads((data / "data.json").read_text())["stop"]
+    return Order(target, weights, this.folder(weights), data / "evaluation.jsonl", stop)
+
+
+def _bundle(this: Run, order: Order) -> None:
+    target, weights, evaluation = order.target, order.weights, order.evaluation
+    words = this.path / "data" / "tokenizer" / "tokenizer.json"
     make = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}[target.format]
     artifact = "model.gguf" if target.format == "gguf" else "model"
     manifest = {
@@ -78,13 +87,12 @@ def _bundle(this: Run, target: Target, weights: str) -> None:
         "target": target.name,
         "runtime": target.runtime,
         "artifact": artifact,
-        "task": facts["task"],
+        "task": this.recipe.task.name,
         "max_new_tokens": this.recipe.bench.max_new_tokens,
         "stop": order.stop,
         "context": context(this),
     }
     if target.format == "gguf":
-        _sixteen_bit(this, order)
         source = [this.path / "gguf" / weights / "model.gguf"]
     else:
         source = model.weight_files(order.folder)
