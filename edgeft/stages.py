@@ -75,7 +75,7 @@ def prepare(this: Run) -> None:
     targets = catalog.find_targets(this.recipe.export.targets)
     for name in this.recipe.bench.devices:
         catalog.find_device(name)
-    exporters.check_supported(base, targets, _checkout(this))
+    exporters.check_supported(base, targets, checkout(this))
     if this.recipe.adapter:
         merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, this.weights_id("base"))
     settings = this.recipe.task
@@ -248,7 +248,8 @@ def _base(this: Run) -> Path:
     return model.resolve(this.recipe.model, this.path / "base")
 
 
-def _checkout(this: Run) -> Path | None:
+def checkout(this: Run) -> Path | None:
+    """The llama.cpp checkout whose converter replaces ours, if the recipe names one."""
     return Path(this.recipe.export.llama_cpp) if this.recipe.export.llama_cpp else None
 
 

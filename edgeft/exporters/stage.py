@@ -15,7 +15,7 @@ from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import check_supported, onnx, portable
 from edgeft.progress import Update, say
-from edgeft.stages import WEIGHTS, Run, cached, context
+from edgeft.stages import WEIGHTS, Run, cached, checkout, context
 
 _UNQUANTIZED = ("F16", "BF16", "F32", "ALL_F32")
 
@@ -44,8 +44,7 @@ def export(this: Run, targets: list[Target]) -> None:
     Raises:
         UserError: at the end, if any target failed.
     """
-    checkout = this.recipe.export.llama_cpp
-    check_supported(this.folder("base"), targets, Path(checkout) if checkout else None)
+    check_supported(this.folder("base"), targets, checkout(this))
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
         written = False  # the 16-bit GGUF, of which every GGUF target is made
@@ -151,17 +150,17 @@ def _portable(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
 def _sixteen_bit(this: Run, order: Order) -> None:
     """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
     name = f"{model.name_of(this.recipe.model)}-{order.weights}"
-    checkout = this.recipe.export.llama_cpp
+    llama_cpp = this.recipe.export.llama_cpp
     inputs = {
         "model": this.sha256(model.weight_files(order.folder)),
         "evaluation": this.sha256([order.evaluation]),
-        "llama_cpp": checkout,
+        "llama_cpp": llama_cpp,
         "name": name,
     }
 
     def work(out: Path, _: Update) -> None:
         artifact = out / "model.gguf"
-        request = {"folder": str(order.folder), "name": name, "llama_cpp": checkout}
+        request = {"folder": str(order.folder), "name": name, "llama_cpp": llama_cpp}
         child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
         run.write_json(out / "verify.json", _verify(order, artifact, exact=True))
 
