@@ -16,6 +16,8 @@ import yaml
 from edgeft.errors import UserError, near
 from edgeft.train.settings import TrainSettings
 
+MERGES = ("auto", "original", "dequantized")
+
 
 @dataclass(frozen=True)
 class TaskSettings:
@@ -30,12 +32,23 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What is exported. ``llama_cpp``: a llama.cpp checkout whose converter replaces ours."""
+    """What is exported.
+
+    Attributes:
+        llama_cpp: a llama.cpp checkout whose converter replaces ours.
+        merge: what a QLoRA adapter is merged into: the ``original`` weights, the ``dequantized``
+            ones that it was trained on, or ``auto``: the one with the lower held-out loss.
+    """
 
     targets: list[str] = field(
         default_factory=lambda: ["gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-q4_0"]
     )
     llama_cpp: str | None = None
+    merge: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise ValueError(f"merge '{self.merge}' is none of: {', '.join(MERGES)}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Each says what its result depends on; :func:`edgeft.run.stage` decides whether i
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -91,7 +92,7 @@ def prepare(this: Run) -> None:
 
 
 def train(this: Run) -> None:
-    """Train the adapter, unless the recipe brings one."""
+    """Train, unless the recipe brings an adapter."""
     if this.recipe.adapter:
         say(f"· train: the adapter is {this.recipe.adapter}")
         return
@@ -99,6 +100,12 @@ def train(this: Run) -> None:
 
     settings = this.recipe.train
     data = this.path / "data"
+    known = json.loads((data / "data.json").read_text())
+    facts = {
+        "task": known["task"],
+        "stop": known["stop"],
+        "max_new_tokens": this.recipe.bench.max_new_tokens,
+    }
     inputs = {
         "base": this.weights_id("base"),
         "data": this.sha256([data / "train.jsonl", data / "heldout.jsonl"]),
@@ -107,33 +114,58 @@ def train(this: Run) -> None:
     }
 
     def work(out: Path, update: Update) -> None:
-        training.train(_base(this), data, out, settings, this.recipe.seed, update)
-        run.write_json(out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")})
+        training.train(_base(this), data, out, settings, facts, this.recipe.seed, update)
+        if (out / "adapter").is_dir():
+            run.write_json(
+                out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")}
+            )
 
     cached(f"train {settings.method}", this.path / "train", inputs, work)
 
 
 def merged(this: Run) -> None:
-    """The adapter in the base's weights."""
-    adapter = Path(this.recipe.adapter) if this.recipe.adapter else this.path / "train" / "adapter"
+    """The tuned model's folder: the adapter in the base's weights, or what full training left."""
+    trained = this.path / "train"
+    if not this.recipe.adapter and (trained / "model").is_dir():
+        model_files = {"model": this.sha256(model.weight_files(trained / "model"))}
+        cached("merge", this.path / "merged", model_files, lambda out, _: _take_model(this, out))
+        return
+    adapter = Path(this.recipe.adapter) if this.recipe.adapter else trained / "adapter"
     if not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(f"{this.path} is not trained yet: edgeft train --out {this.path}")
+    qlora = this.recipe.train.method == "qlora"
+    both = [merge.ORIGINAL, merge.DEQUANTIZED] if qlora else [merge.ORIGINAL]
+    kinds = both if this.recipe.export.merge == "auto" else [this.recipe.export.merge]
     heldout = this.path / "data" / "heldout.jsonl"
-    request = {"base": str(_base(this)), "adapter": str(adapter), "heldout": str(heldout)}
+    dtype = this.recipe.train.dtype
     inputs = {
         "base": this.weights_id("base"),
         "adapter": this.sha256(
             [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
         ),
+        "kinds": kinds,
+        "dtype": dtype if merge.DEQUANTIZED in kinds else None,
+        "heldout": this.sha256([heldout]),
     }
-    cached(
-        "merge",
-        this.path / "merged",
-        inputs,
-        lambda out, _: child.run(
-            "edgeft.exporters.merge", {**request, "out": str(out)}, allocator()
-        ),
-    )
+
+    def work(out: Path, update: Update) -> None:
+        paths = {"base": _base(this), "adapter": adapter, "heldout": heldout, "out": out}
+        request = {name: str(path) for name, path in paths.items()}
+        child.run(
+            "edgeft.exporters.merge", {**request, "kinds": kinds, "dtype": dtype}, allocator()
+        )
+
+    cached("merge", this.path / "merged", inputs, work)
+
+
+def _take_model(this: Run, out: Path) -> None:
+    for path in (this.path / "train" / "model").iterdir():
+        (out / path.name).unlink(missing_ok=True)
+        try:
+            (out / path.name).hardlink_to(path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, out / path.name)
+    merge.copy_tokenizer(_base(this), out)
 
 
 def bench_host(this: Run) -> None:

@@ -17,13 +17,16 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from edgeft import train as training
 from edgeft.errors import UserError
 from edgeft.prompts import Item, write_items
 from edgeft.train import worker
-from edgeft.train.batches import IGNORED, SortedBatches, collate, completion_loss, heldout_loss
+from edgeft.train.batches import IGNORED, SortedBatches, collate, completion_loss
+from edgeft.train.heldout import heldout_loss
 from edgeft.train.record import last_checkpoint, rows
 from edgeft.train.settings import TrainSettings
 
@@ -39,6 +42,7 @@ SHAPE = {
     "pad_token_id": 2,
     "initializer_range": 0.2,
 }
+FACTS = {"task": "wordmath", "stop": [2], "max_new_tokens": 8}
 SETTINGS = TrainSettings(epochs=2, batch_size=4, rank=4, alpha=8, lr=1e-2, checkpoint_steps=3)
 
 
@@ -60,7 +64,7 @@ def items(count: int, seed: int) -> list[Item]:
     for i in range(count):
         prompt = [1, 7, 7, *(draw.randrange(3, 97) for _ in range(draw.randrange(3, 14)))]
         gold = [*range(10, 10 + draw.randrange(1, 7)), 2]
-        made.append(Item(f"q{i}", "", "", prompt, gold, ""))
+        made.append(Item(f"q{i}", "", "", prompt, gold, str(gold[-2])))
     return made
 
 
@@ -87,6 +91,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_items(folder / "train.jsonl", items(38, 1))  # 10 steps, the last of them smaller
     write_items(folder / "heldout.jsonl", items(10, 2))
+    words = Tokenizer(WordLevel({str(i): i for i in range(97)}, unk_token="0"))
+    (folder / "tokenizer").mkdir()
+    words.save(str(folder / "tokenizer" / "tokenizer.json"))
     return folder
 
 
@@ -108,8 +115,7 @@ def fit(base: Path, data: Path, tmp_path: Path) -> Fit:
         emit: Callable[..., None] = silent,
     ) -> Path:
         out = tmp_path / name
-        train, heldout = data / "train.jsonl", data / "heldout.jsonl"
-        worker.fit(base, train, heldout, out, settings, seed, emit)
+        worker.fit(base, data, out, settings, FACTS, seed, emit)
         return out
 
     return run
@@ -199,7 +205,7 @@ def test_training_learns_and_says_how(fit: Fit) -> None:
     assert [(t["done"], t["total"]) for t in told] == [(s, 60) for s in steps]
     assert "tok/s" in told[-1]["text"]
     points = summary["heldout"]
-    assert [step for step, _ in points] == [0, 15, 30, 45, 60]
+    assert [step for step, _, _ in points] == [0, 15, 30, 45, 60]
     assert points[-1][1] < 0.8 * points[0][1]
     assert summary["final_loss"] == curve(out)[-1][1] < 0.8 * curve(out)[0][1]
     tokens = sum(len(i.prompt) + len(i.gold) for i in items(38, 1))
@@ -217,7 +223,7 @@ def test_the_heldout_curve_is_the_models(fit: Fit, base: Path) -> None:
     out = fit(replace(SETTINGS, dtype="float32"))
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     held = items(10, 2)
-    (_, before), *_, (_, after) = json.loads((out / "train.json").read_text())["heldout"]
+    (_, before, _), *_, (_, after, _) = json.loads((out / "train.json").read_text())["heldout"]
     total, tokens = plain(model, held)
     assert before == pytest.approx(total / tokens, rel=1e-4)
     total, tokens = plain(PeftModel.from_pretrained(model, out / "adapter"), held)
@@ -332,7 +338,7 @@ def test_a_real_kill_minus_9(base: Path, data: Path, tmp_path: Path) -> None:
     """Bitwise too."""
     settings = replace(SETTINGS, epochs=8, checkpoint_steps=1)
     silent_update = lambda done, total, text: None  # noqa: E731
-    training.train(base, data, tmp_path / "whole", settings, 0, silent_update)
+    training.train(base, data, tmp_path / "whole", settings, FACTS, 0, silent_update)
     kills = 0
     for delay in (0.0, 0.003, 0.011):
 
@@ -345,9 +351,9 @@ def test_a_real_kill_minus_9(base: Path, data: Path, tmp_path: Path) -> None:
                 kills += 1
 
         with pytest.raises(UserError, match="killed by SIGKILL"):
-            training.train(base, data, tmp_path / "cut", settings, 0, kill)
+            training.train(base, data, tmp_path / "cut", settings, FACTS, 0, kill)
     assert kills >= 3
-    training.train(base, data, tmp_path / "cut", settings, 0, silent_update)
+    training.train(base, data, tmp_path / "cut", settings, FACTS, 0, silent_update)
     check_same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -363,39 +369,25 @@ def test_a_full_disk_is_one_clear_line(base: Path, data: Path, tmp_path: Path) -
     out.mkdir()
     (out / "train.json.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match="cannot write to .*: the disk is full"):
-        training.train(base, data, out, SETTINGS, 0, lambda done, total, text: None)
+        training.train(base, data, out, SETTINGS, FACTS, 0, lambda done, total, text: None)
 
 
 def test_what_cannot_be_trained_is_one_clear_line(fit: Fit, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot train .*: .*nowhere"):
+    with pytest.raises(
+        UserError, match="names nowhere, which no linear layer of .* is called: it has .*q_proj"
+    ):
         fit(replace(SETTINGS, target_modules="nowhere"))
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
-        worker.fit(
-            tmp_path,
-            tmp_path / "empty.jsonl",
-            data / "heldout.jsonl",
-            tmp_path,
-            SETTINGS,
-            0,
-            silent,
-        )
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"train\.jsonl is empty"):
+        worker.fit(tmp_path, tmp_path, tmp_path, SETTINGS, FACTS, 0, silent)
     with pytest.raises(UserError, match="cannot train .*no-model"):
-        worker.fit(
-            tmp_path / "no-model",
-            data / "train.jsonl",
-            data / "heldout.jsonl",
-            tmp_path,
-            SETTINGS,
-            0,
-            silent,
-        )
+        worker.fit(tmp_path / "no-model", data, tmp_path, SETTINGS, FACTS, 0, silent)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "magic"}, "method 'magic' is none of: lora"),
+        ({"method": "magic"}, "method 'magic' is none of: full, lora, dora, qlora"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"max_steps": 0}, "max_steps"),

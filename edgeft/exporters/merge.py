@@ -1,16 +1,20 @@
-"""Merge a PEFT adapter into its base, in float32, and check that the logits stayed the same."""
+"""Merge a PEFT adapter into its base, in float32, and check that the logits stayed the same.
+
+QLoRA trains on what NF4 leaves of the weights, so there are two merges, and the better one is taken;
+merging into the four bits themselves would round the update away.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeft import child
 from edgeft.errors import UserError
-from edgeft.prompts import read_items
+from edgeft.prompts import Item, read_items
 from edgeft.run import write_json
 
 TOKENIZER_FILES = (
@@ -24,6 +28,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ORIGINAL, DEQUANTIZED = "original", "dequantized"
 _PROMPTS = 8
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong merge by 1e-2.
 _TOLERANCE = 1e-3
@@ -63,17 +68,44 @@ def _is_hub_id(name: str | None) -> bool:
     return bool(name) and str(name).count("/") == 1 and not Path(str(name)).exists()
 
 
-def merge(base: Path, adapter: Path, heldout: Path, out: Path) -> None:
+def merge(
+    base: Path, adapter: Path, heldout: Path, out: Path, kinds: Sequence[str], dtype: str
+) -> None:
     """Write the merged model folder (float32) and ``merge.json`` into ``out``.
+
+    Args:
+        heldout: questions; their prompts verify the merge, their loss chooses between two kinds.
+        kinds: what to merge into. ``original``: the base's own weights. ``dequantized``: what NF4
+            leaves of them, which is what a QLoRA adapter was trained on. Of two, the one with the
+            lower held-out loss stays.
+        dtype: that QLoRA was trained in, as train.dtype has it.
 
     Raises:
         UserError: the adapter does not fit the base, or merging changed the logits.
     """
+    items = read_items(heldout)
+    facts = {kind: _merge(base, adapter, items, out / kind, kind, dtype) for kind in kinds}
+    chosen = min(facts, key=lambda kind: facts[kind].get("heldout_loss", 0.0))
+    for path in (out / chosen).iterdir():
+        path.replace(out / path.name)
+    for kind in kinds:
+        shutil.rmtree(out / kind)
+    copy_tokenizer(base, out)
+    merges = {"chosen": chosen, "merges": facts} if len(kinds) > 1 or chosen != ORIGINAL else {}
+    write_json(out / "merge.json", {**facts[chosen], **merges})
+
+
+def _merge(
+    base: Path, adapter: Path, items: Sequence[Item], out: Path, kind: str, dtype: str
+) -> dict[str, float]:
+    """One merge into the folder ``out``; its logit difference and held-out loss (nats a token)."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    from edgeft.train.heldout import heldout_loss
+
+    shutil.rmtree(out, ignore_errors=True)
+    model = _base_model(base, kind, dtype)
     try:
         adapted = PeftModel.from_pretrained(model, adapter).eval()
     except (RuntimeError, ValueError) as error:
@@ -82,7 +114,7 @@ def merge(base: Path, adapter: Path, heldout: Path, out: Path) -> None:
             f"({_first_mismatch(error)})"
         ) from error
     _check_all_loaded(adapted, adapter)
-    prompts = [item.prompt for item in read_items(heldout)[:_PROMPTS]]
+    prompts = [item.prompt for item in items[:_PROMPTS]]
     with torch.inference_mode():
         before = [adapted(torch.tensor([p])).logits for p in prompts]
         merged = adapted.merge_and_unload()
@@ -94,9 +126,28 @@ def merge(base: Path, adapter: Path, heldout: Path, out: Path) -> None:
             f"merging changed the logits by {difference:.3g} (allowed {allowed:.3g}): "
             f"{adapter} cannot be merged into {base.name}"
         )
+    loss = heldout_loss(merged, items, pad=0)
     merged.save_pretrained(out)
-    copy_tokenizer(base, out)
-    write_json(out / "merge.json", {"max_logit_diff": difference, "allowed": allowed})
+    return {"max_logit_diff": difference, "allowed": allowed, "heldout_loss": loss}
+
+
+def _base_model(base: Path, kind: str, dtype: str) -> Any:
+    """The base in float32, with the weights that the adapter is merged into."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if kind == ORIGINAL:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    from edgeft.train.methods import load
+    from edgeft.train.settings import TrainSettings
+    from edgeft.train.worker import training_dtype
+
+    trained = load(base, TrainSettings(method="qlora"), training_dtype(dtype))
+    model = trained.dequantize().float()
+    # What is left of the quantization would be written into the merged folder's config.json.
+    del model.config.quantization_config
+    model.hf_quantizer, model.is_loaded_in_4bit = None, False
+    return model
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
@@ -125,7 +176,10 @@ def _first_mismatch(error: Exception) -> str:
 
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
-    merge(*(Path(request[name]) for name in ("base", "adapter", "heldout", "out")))
+    base, adapter, heldout, out = (
+        Path(request[name]) for name in ("base", "adapter", "heldout", "out")
+    )
+    merge(base, adapter, heldout, out, request["kinds"], request["dtype"])
 
 
 if __name__ == "__main__":

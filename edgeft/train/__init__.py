@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from edgeft import child
 from edgeft.allocator import allocator
@@ -12,21 +13,30 @@ from edgeft.train.settings import TrainSettings
 
 
 def train(
-    base: Path, data: Path, out: Path, settings: TrainSettings, seed: int, progress: Update
+    base: Path,
+    data: Path,
+    out: Path,
+    settings: TrainSettings,
+    facts: dict[str, Any],
+    seed: int,
+    progress: Update,
 ) -> None:
-    """Train on ``data/train.jsonl`` into ``out``: ``adapter/``, ``log.jsonl``, ``train.json``.
+    """Train on ``data/train.jsonl`` into ``out``: ``log.jsonl``, ``train.json``, and ``adapter/``.
 
-    Goes on from the last whole checkpoint that it finds in ``out``.
+    Full fine-tuning leaves ``model/`` instead. Goes on from the last whole checkpoint in ``out``.
+
+    Args:
+        facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
 
     Raises:
         UserError: training failed, with the reason.
     """
     request = {
         "base": str(base),
-        "train": str(data / "train.jsonl"),
-        "heldout": str(data / "heldout.jsonl"),
+        "data": str(data),
         "out": str(out),
         "settings": asdict(settings),
+        "facts": facts,
         "seed": seed,
     }
     for event in child.call("edgeft.train.worker", request, env=allocator()):

@@ -79,17 +79,3 @@ def completion_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torc
         logits = logits[predicts]
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[gold], reduction="sum")
     return loss, len(logits)
-
-
-def heldout_loss(model: Any, items: Sequence[Item], pad: int) -> float:
-    """Mean nats a gold token; the model is left in training mode."""
-    model.eval()
-    ordered = sorted(items, key=length)
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for at in range(0, len(ordered), 16):
-            batch = collate(ordered[at : at + 16], pad)
-            loss, n = completion_loss(model, {k: v.to(model.device) for k, v in batch.items()})
-            total, tokens = total + float(loss), tokens + n
-    model.train()
-    return total / tokens

@@ -1,4 +1,4 @@
-"""What is written while training runs: the log, the held-out curve, marks on whole checkpoints."""
+"""What is written while training runs: log, held-out curve, best weights, marks on checkpoints."""
 
 from __future__ import annotations
 
@@ -6,18 +6,48 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from edgeft.errors import UserError
-from edgeft.prompts import Item
-from edgeft.train.batches import heldout_loss
+from edgeft.run import write_json
+from edgeft.train.heldout import Heldout, heldout_accuracy, heldout_loss
+from edgeft.train.settings import TrainSettings
 
 Emit = Callable[..., None]
 _WHOLE = "whole"  # the last file of a checkpoint
+POINT = "point.json"  # the last file of the best weights
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where one training keeps its things, in ``out``."""
+
+    out: Path
+
+    @property
+    def log(self) -> Path:
+        """One JSON line a step, and one a held-out point."""
+        return self.out / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a killed training goes on from."""
+        return self.out / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """The adapter before the first step, where the end needs it."""
+        return self.out / "start"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the lowest held-out loss so far."""
+        return self.out / "best"
 
 
 class Record(TrainerCallback):  # type: ignore[misc]
@@ -28,18 +58,23 @@ class Record(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, log: Path, held: Sequence[Item], points: int, pad: int, emit: Emit, step: int
+        self, folders: Folders, held: Heldout, settings: TrainSettings, emit: Emit, step: int
     ) -> None:
-        self.log, self.held, self.points, self.pad, self.emit = log, held, points, pad, emit
-        kept = [row for row in rows(log) if 0 < step >= row["step"]]
-        log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.folders, self.held, self.settings, self.emit = folders, held, settings, emit
+        kept = [row for row in rows(folders.log) if 0 < step >= row["step"]]
+        folders.log.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.tokens = max((row["tokens"] for row in kept if "tokens" in row), default=0)
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         self.before, self.resumed = self.tokens, step > 0
+        best = best_point(folders.best)
+        if best is None or best["step"] > step:  # it will come again, the same
+            shutil.rmtree(folders.best, ignore_errors=True)
+            best = None
+        self.lowest = best["heldout_loss"] if best else math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if not self.resumed:
-            self._heldout(model, state, args.learning_rate)
+            self._heldout(model, state)
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -50,7 +85,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:  # the Trainer's own summary
             return
         step, took = state.global_step, time.perf_counter() - self.started
-        check_finite(logs.get("grad_norm", 0.0), "gradient", step, args.learning_rate)
+        self.check_finite(logs.get("grad_norm", 0.0), "gradient", step)
         rate = (self.tokens - self.before) / took
         row = {"step": step, "steps": state.max_steps, "loss": round(logs["loss"], 6)}
         row |= {"lr": logs["learning_rate"], "tokens": self.tokens}
@@ -59,31 +94,60 @@ class Record(TrainerCallback):  # type: ignore[misc]
         )
         text = f"loss {logs['loss']:.2f} · {rate:.0f} tok/s"
         self.emit("progress", done=step, total=state.max_steps, text=text)
-        if step in {round(state.max_steps * i / (self.points - 1)) for i in range(1, self.points)}:
+        points = self.settings.heldout_points
+        if step in {round(state.max_steps * i / (points - 1)) for i in range(1, points)}:
             paused = time.perf_counter()
-            self._heldout(model, state, args.learning_rate)
+            self._heldout(model, state)
             self.started += time.perf_counter() - paused
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
-    def _heldout(self, model: Any, state: Any, lr: float) -> None:
-        loss = heldout_loss(model, self.held, self.pad)
-        check_finite(loss, "held-out loss", state.global_step, lr)
-        self._write({"step": state.global_step, "heldout_loss": round(loss, 6)})
+    def check_finite(self, value: float, name: str, step: int) -> None:
+        """Raise a UserError unless ``value`` is finite; step 0 is before training."""
+        if math.isfinite(value):
+            return
+        if step == 0:
+            raise UserError(f"the {name} is {value} before training: is the base model damaged?")
+        good, at = last_checkpoint(self.folders.checkpoints)
+        kept = f"; step {at} is kept in {good}" if good else ""
+        lr = self.settings.peak_lr
+        raise UserError(
+            f"the {name} is {value} at step {step}: try a train.lr far below {lr:g}{kept}"
+        )
+
+    def _heldout(self, model: Any, state: Any) -> None:
+        step = state.global_step
+        loss = heldout_loss(model, self.held.items, self.held.pad)
+        self.check_finite(loss, "held-out loss", step)
+        accuracy = heldout_accuracy(model, self.held)
+        point: dict[str, Any] = {"step": step, "heldout_loss": round(loss, 6)}
+        if accuracy is not None:
+            point["heldout_accuracy"] = round(accuracy, 6)
+        if self.settings.keep == "best" and step and point["heldout_loss"] < self.lowest:
+            self._keep(model, point)
+        self._write(point)
+
+    def _keep(self, model: Any, point: dict[str, Any]) -> None:
+        self.lowest = point["heldout_loss"]
+        partial = self.folders.best.with_name("best.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        write_json(partial / POINT, point)
+        shutil.rmtree(self.folders.best, ignore_errors=True)
+        partial.rename(self.folders.best)
 
     def _write(self, row: dict[str, Any]) -> None:
-        with self.log.open("a") as out:
+        with self.folders.log.open("a") as out:
             out.write(json.dumps(row) + "\n")
 
 
-def check_finite(value: float, name: str, step: int, lr: float) -> None:
-    """Raise a UserError unless ``value`` is finite; ``step`` counts from 1, 0 is before training."""
-    if math.isfinite(value):
-        return
-    if step == 0:
-        raise UserError(f"the {name} is {value} before training: is the base model damaged?")
-    raise UserError(f"the {name} is {value} at step {step}: try a train.lr far below {lr:g}")
+def best_point(folder: Path) -> dict[str, Any] | None:
+    """``step``, ``heldout_loss`` and perhaps ``heldout_accuracy`` of the weights kept there."""
+    if not (folder / POINT).is_file():
+        return None
+    point: dict[str, Any] = json.loads((folder / POINT).read_text())
+    return point
 
 
 def rows(log: Path) -> list[dict[str, Any]]:

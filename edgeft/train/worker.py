@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from transformers import (
-    AutoModelForCausalLM,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -24,71 +22,119 @@ from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
 from edgeft.run import disk_reason, write_json
 from edgeft.train.batches import SortedBatches, collate, completion_loss, length
-from edgeft.train.record import Emit, Record, check_finite, last_checkpoint, rows
+from edgeft.train.heldout import read_heldout
+from edgeft.train.memory import advice, is_out_of_memory, limit_memory
+from edgeft.train.methods import finish, prepared
+from edgeft.train.record import (
+    POINT,
+    Emit,
+    Folders,
+    Record,
+    best_point,
+    last_checkpoint,
+    rows,
+)
 from edgeft.train.settings import TrainSettings
 
 
 def fit(
     base: Path,
-    train: Path,
-    heldout: Path,
+    data: Path,
     out: Path,
     settings: TrainSettings,
+    facts: dict[str, Any],
     seed: int,
     emit: Emit,
 ) -> None:
-    """Train an adapter into ``out/adapter``; goes on from the last whole checkpoint in ``out``.
+    """Train into ``out/adapter`` or ``out/model``; goes on from the last whole checkpoint there.
 
     Args:
         base: a transformers folder with safetensors, of any floating-point type.
-        train, heldout: questions as :func:`edgeft.prompts.read_items` reads them.
+        data: the stage before: ``train.jsonl``, ``heldout.jsonl`` and the tokenizer.
+        facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
         emit: called with ``"progress"``, ``done``, ``total``, ``text`` after each step.
 
     Raises:
-        UserError: the base cannot be loaded, there is nothing to train on, or the loss is no
-            longer finite.
+        UserError: the base cannot be loaded, there is nothing to train on, the memory does not
+            suffice, or the loss is no longer finite.
     """
     set_seed(seed)
-    items, held = _questions(train), _questions(heldout)
+    items = _questions(data / "train.jsonl")
+    _questions(data / "heldout.jsonl")
+    held = read_heldout(data, settings.heldout_answers, facts)
     dtype = training_dtype(settings.dtype)
-    model = adapted(base, settings, dtype)
-    pad = model.config.pad_token_id or 0  # any id will do: nothing sees it
+    model, parameters = prepared(base, settings, dtype)
+    folders = Folders(out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, step = last_checkpoint(out / "checkpoints")
-    record = Record(out / "log.jsonl", held, settings.heldout_points, pad, emit, step)
+    if settings.mutates_base and not (folders.start / "adapter_config.json").is_file():
+        model.save_pretrained(folders.start)
+    checkpoint, step = last_checkpoint(folders.checkpoints)
+    record = Record(folders, held, settings, emit, step)
     trainer = _Trainer(
         model=model,
-        args=_arguments(out, settings, seed, dtype),
+        args=_arguments(folders, settings, seed, dtype),
         train_dataset=items,
-        data_collator=lambda batch: collate(batch, pad),
+        data_collator=lambda batch: collate(batch, held.pad),
         callbacks=[record],
     )
     trainer.record = record
     trainer.model_accepts_loss_kwargs = True  # count gold tokens whatever the model's forward takes
     trainer.remove_callback(PrinterCallback)
-    # Autocast alone puts the adapter's inputs into bfloat16; PEFT would keep float32 copies.
-    with disable_input_dtype_casting(model, active=dtype == torch.bfloat16):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.save_pretrained(out / "adapter")
-    write_json(out / "train.json", _summary(trainer, settings, len(items), dtype))
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-
-
-def adapted(base: Path, settings: TrainSettings, dtype: torch.dtype) -> Any:
-    """The base in ``dtype`` with a fresh adapter on it, whose weights are float32."""
-    modules = settings.target_modules.split(",")
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=modules if len(modules) > 1 else modules[0],
-    )
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-        return get_peft_model(model, config)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot train {base}: {str(error).splitlines()[0]}") from error
+        _train(trainer, settings, dtype, checkpoint)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(_what_fits(trainer, items, settings, held.pad)) from error
+    _finish(trainer, settings, folders)
+    point = best_point(folders.best) or {"step": trainer.state.global_step}
+    summary = _summary(trainer, settings, len(items), dtype)
+    write_json(
+        out / "train.json", {**summary, "kept_step": point["step"], "parameters": parameters}
+    )
+    for folder in (folders.checkpoints, folders.start, folders.best):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train(
+    trainer: _Trainer, settings: TrainSettings, dtype: torch.dtype, checkpoint: Path | None
+) -> None:
+    resume = str(checkpoint) if checkpoint else None
+    if settings.method == "full":
+        trainer.train(resume_from_checkpoint=resume)
+        return
+    # Autocast alone puts the adapter's inputs into bfloat16; PEFT would keep float32 copies.
+    with disable_input_dtype_casting(trainer.model, active=dtype == torch.bfloat16):
+        trainer.train(resume_from_checkpoint=resume)
+
+
+def _finish(trainer: _Trainer, settings: TrainSettings, folders: Folders) -> None:
+    """The kept weights under their final name."""
+    trained = folders.out / "last.partial"
+    shutil.rmtree(trained, ignore_errors=True)
+    if settings.keep == "best":
+        shutil.copytree(folders.best, trained, ignore=shutil.ignore_patterns(POINT))
+    else:
+        trainer.model.save_pretrained(trained)
+    name = "model" if settings.method == "full" else "adapter"
+    shutil.rmtree(folders.out / name, ignore_errors=True)
+    finish(trained, folders.start, settings, folders.out / name)
+    shutil.rmtree(trained, ignore_errors=True)
+
+
+def _what_fits(trainer: _Trainer, items: list[Item], settings: TrainSettings, pad: int) -> str:
+    longest = sorted(items, key=length, reverse=True)
+    trainer.optimizer = trainer.lr_scheduler = None
+    model = trainer.model.train()
+
+    def step(batch_size: int) -> None:
+        model.zero_grad(set_to_none=True)
+        batch = trainer._prepare_inputs(collate(longest[:batch_size], pad))
+        loss, tokens = completion_loss(model, batch)
+        (loss / tokens).backward()
+        model.zero_grad(set_to_none=True)
+
+    return advice(settings.batch_size, settings.gradient_accumulation_steps, step)
 
 
 def training_dtype(wanted: str) -> torch.dtype:
@@ -127,8 +173,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss, tokens = completion_loss(model, inputs)
-        step = self.state.global_step + 1
-        check_finite(loss.item() / tokens, "loss", step, self.args.learning_rate)
+        self.record.check_finite(loss.item() / tokens, "loss", self.state.global_step + 1)
         self.record.tokens += int(inputs["lengths"].sum())
         # The gold tokens of all processes and of all batches until the next update; gradients
         # are averaged over processes.
@@ -140,20 +185,27 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 def _arguments(
-    out: Path, settings: TrainSettings, seed: int, dtype: torch.dtype
+    folders: Folders, settings: TrainSettings, seed: int, dtype: torch.dtype
 ) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    optim = settings.optim
+    if optim == "auto":
+        optim = "paged_adamw_8bit" if settings.method == "qlora" and cuda else "adamw_torch_fused"
     return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
+        output_dir=str(folders.checkpoints),
         per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        activation_checkpointing=settings.activation_checkpointing,
+        optim=optim,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        learning_rate=settings.lr,
+        learning_rate=settings.peak_lr,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_ratio,  # below 1 it is a share
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=dtype == torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),  # or it refuses bfloat16
+        use_cpu=not cuda,  # or it refuses bfloat16
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         logging_steps=1,
@@ -161,18 +213,19 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=cuda,
     )
 
 
 def _summary(
     trainer: _Trainer, settings: TrainSettings, examples: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    written = rows(trainer.record.log)
+    written = rows(trainer.record.folders.log)
     last = [row for row in written if "loss" in row][-1]
     trainable = (p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
         "method": settings.method,
+        "keep": settings.keep,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "examples": examples,
@@ -183,19 +236,22 @@ def _summary(
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(trainer.args.device),
         "trainable_parameters": sum(trainable),
-        "heldout": [[r["step"], r["heldout_loss"]] for r in written if "heldout_loss" in r],
+        "heldout": [
+            [r["step"], r["heldout_loss"], r.get("heldout_accuracy")]
+            for r in written
+            if "heldout_loss" in r
+        ],
         "final_loss": last["loss"],
     }
 
 
 def _work(request: Any, emit: Emit) -> None:
-    base, train, heldout, out = (
-        Path(request[name]) for name in ("base", "train", "heldout", "out")
-    )
+    base, data, out = (Path(request[name]) for name in ("base", "data", "out"))
     settings = TrainSettings(**request["settings"])
     logging.disable_progress_bar()
+    limit_memory()
     try:
-        fit(base, train, heldout, out, settings, request["seed"], emit)
+        fit(base, data, out, settings, request["facts"], request["seed"], emit)
     except Exception as error:
         reason = _disk_full(error)
         if reason is None:
