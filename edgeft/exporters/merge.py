@@ -143,11 +143,7 @@ def _base_model(base: Path, kind: str, dtype: str) -> Any:
     from edgeft.train.worker import training_dtype
 
     trained = load(base, TrainSettings(method="qlora"), training_dtype(dtype))
-    model = trained.dequantize().float()
-    # What is left of the quantization would be written into the merged folder's config.json.
-    del model.config.quantization_config
-    model.hf_quantizer, model.is_loaded_in_4bit = None, False
-    return model
+    return trained.dequantize().float()
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

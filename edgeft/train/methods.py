@@ -49,11 +49,17 @@ def load(base: Path, settings: TrainSettings, dtype: torch.dtype) -> Any:
     if settings.method == "qlora":
         own["quantization_config"] = nf4(dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             base, use_safetensors=True, attn_implementation=settings.attention, **own
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot train {base}: {str(error).strip().splitlines()[0]}") from error
+    for module in model.modules():
+        # bitsandbytes packs a layer for inference when it is first used in eval mode: its scales
+        # are bfloat16 from then on, so looking at the held-out loss would change the weights.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
