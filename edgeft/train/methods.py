@@ -48,10 +48,10 @@ def load(base: Path, settings: TrainSettings, dtype: torch.dtype) -> Any:
     own: dict[str, Any] = {"dtype": torch.float32 if settings.method == "full" else dtype}
     if settings.method == "qlora":
         own["quantization_config"] = nf4(dtype)
+    if settings.attention != "auto":
+        own["attn_implementation"] = settings.attention
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, use_safetensors=True, attn_implementation=settings.attention, **own
-        )
+        model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, **own)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot train {base}: {str(error).strip().splitlines()[0]}") from error
     for module in model.modules():

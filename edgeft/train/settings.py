@@ -9,7 +9,7 @@ from typing import Any
 METHODS = ("full", "lora", "dora", "qlora")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "bfloat16", "float32")
-ATTENTION = ("sdpa", "flash_attention_2", "eager")
+ATTENTION = ("auto", "sdpa", "flash_attention_2", "eager")
 KEEP = ("best", "last")
 # What PEFT needs no data for; the second group takes its part out of the base's own weights.
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora")
@@ -51,7 +51,8 @@ class TrainSettings:
             three take out of the base is put into the saved adapter, which fits the base as it is.
         target_modules: ``all-linear``, or names as PEFT takes them, separated by commas.
         optim: as in transformers; ``auto``: fused AdamW, for QLoRA on a GPU paged 8-bit AdamW.
-        attention: ``sdpa`` takes PyTorch's flash kernel wherever there is one.
+        attention: ``auto`` is the model's own choice, SDPA for nearly all, which takes PyTorch's
+            flash kernel wherever there is one.
         warmup_ratio: share of the steps in which the rate rises.
         keep: the weights of the point with the lowest held-out loss, or the last ones.
         heldout_points: how often held-out loss and accuracy are taken, the start and the end
@@ -74,7 +75,7 @@ class TrainSettings:
     dropout: float = 0.0
     target_modules: str = "all-linear"
     optim: str = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     activation_checkpointing: bool = False
     warmup_ratio: float = 0.05
     schedule: str = "linear"

@@ -22,6 +22,7 @@ from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
 from edgeft.run import disk_reason, write_json
 from edgeft.train.batches import SortedBatches, collate, completion_loss, length
+from edgeft.train.fast import quicken
 from edgeft.train.heldout import read_heldout
 from edgeft.train.memory import advice, is_out_of_memory, limit_memory
 from edgeft.train.methods import finish, prepared
@@ -64,6 +65,7 @@ def fit(
     held = read_heldout(data, settings.heldout_answers, facts)
     dtype = training_dtype(settings.dtype)
     model, parameters = prepared(base, settings, dtype)
+    quicken(model)
     folders = Folders(out)
     out.mkdir(parents=True, exist_ok=True)
     if settings.mutates_base and not (folders.start / "adapter_config.json").is_file():

@@ -1,0 +1,134 @@
+"""Pieces of a transformer with backward passes of their own: the same numbers, less time and memory.
+
+Each keeps only what its gradient needs and recomputes the rest. All work under autocast and without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class LoraLinear(torch.autograd.Function):
+    """``x W' + bias + scaling (x A') B'`` with W frozen (Hu et al. 2021, arXiv 2106.09685).
+
+    The products of rank r are added into the large ones in place, and of all activations only ``x``
+    and ``x A'`` are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        """x [..., in], weight [out, in], a [r, in], b [out, r] -> [..., out] of the weight's dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.to(weight.dtype).reshape(-1, x.shape[-1])
+            low_a, low_b = a.to(weight.dtype), b.to(weight.dtype)
+            inner = flat @ low_a.t()
+            y = torch.nn.functional.linear(flat, weight, bias)
+            y.addmm_(inner, low_b.t(), alpha=scale)
+        ctx.save_for_backward(flat, weight, inner, low_a, low_b)
+        ctx.scale, ctx.like = scale, (x.shape, x.dtype, a.dtype, b.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, a and b; the rest is frozen."""
+        flat, weight, inner, a, b = ctx.saved_tensors
+        shape, x_dtype, a_dtype, b_dtype = ctx.like
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.to(weight.dtype).reshape(-1, grad.shape[-1])
+            narrow = (grad @ b).mul_(ctx.scale)
+            grad_a = (narrow.t() @ flat).to(a_dtype)
+            grad_b = (grad.t() @ inner).to(b_dtype).mul_(ctx.scale)
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ weight).addmm_(narrow, a).view(shape).to(x_dtype)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class RmsNorm(torch.autograd.Function):
+    """``weight * x / sqrt(mean(x^2) + eps)`` in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    Keeps ``x`` as it came, not its float32 copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., n], weight [n] -> [..., n]."""
+        wide = x.float()
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * (wide * inverse).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and, where it is trained, of the weight."""
+        x, weight, inverse = ctx.saved_tensors
+        unit = x.float() * inverse
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad.float() * unit).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+        wide = (grad * weight).float()
+        along = torch.linalg.vecdot(wide, unit).div_(x.shape[-1]).unsqueeze_(-1)
+        grad_x = wide.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
+        return grad_x, grad_weight, None
+
+
+class GatedSilu(torch.autograd.Function):
+    """``silu(gate) * up`` (Shazeer 2020, arXiv 2002.05202); ``silu(gate)`` is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """gate and up [..., n] -> [..., n]."""
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of gate and up."""
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return grad_gate, torch.nn.functional.silu(gate).mul_(grad)
+
+
+class CausalAttention(torch.autograd.Function):
+    """Causal attention on a CPU: PyTorch's flash kernel forward, plain products backward.
+
+    The kernel's own backward pass takes several times as long at the lengths of word problems. The
+    gradients are FlashAttention's (Dao et al. 2022, arXiv 2205.14135, appendix B): probabilities
+    come again from the row sums that the forward pass kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [n, heads, length, d]; key, value [n, kv heads, length, d] -> as query."""
+        out, row_sums = _flash(query, key, value, 0.0, True, scale=scale)
+        ctx.save_for_backward(query, key, value, out, row_sums)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key and value."""
+        query, key, value, out, row_sums = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            n, heads, length, width = query.shape
+            kv = key.shape[1]
+            rows = heads // kv * length  # the queries that share a key, one after the other
+            q, g, o = (t.reshape(n, kv, rows, width) for t in (query, grad, out))
+            p = (q.float() @ key.float().transpose(-1, -2)).mul_(ctx.scale)
+            p = p.sub_(row_sums.reshape(n, kv, rows, 1)).exp_()
+            p.view(n, heads, length, length).tril_()
+            grad_value = p.to(g.dtype).transpose(-1, -2) @ g
+            own = torch.linalg.vecdot(g.float(), o.float()).unsqueeze_(-1)
+            slope = (g @ value.transpose(-1, -2)).float().sub_(own)
+            scores = p.mul_(slope).mul_(ctx.scale).to(q.dtype)
+            grad_query = (scores @ key).view(query.shape)
+            grad_key = scores.transpose(-1, -2) @ q
+        return grad_query, grad_key, grad_value, None
