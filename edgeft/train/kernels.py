@@ -13,7 +13,7 @@ from torch import Tensor
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class LoraLinear(torch.autograd.Function):
+class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
     """``x W' + bias + scaling (x A') B'`` with W frozen (Hu et al. 2021, arXiv 2106.09685).
 
     The products of rank r are added into the large ones in place, and of all activations only ``x``
@@ -51,7 +51,7 @@ class LoraLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
-class RmsNorm(torch.autograd.Function):
+class RmsNorm(torch.autograd.Function):  # type: ignore[misc]
     """``weight * x / sqrt(mean(x^2) + eps)`` in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
 
     Keeps ``x`` as it came, not its float32 copies.
@@ -80,7 +80,7 @@ class RmsNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-class GatedSilu(torch.autograd.Function):
+class GatedSilu(torch.autograd.Function):  # type: ignore[misc]
     """``silu(gate) * up`` (Shazeer 2020, arXiv 2002.05202); ``silu(gate)`` is not kept."""
 
     @staticmethod
@@ -97,7 +97,7 @@ class GatedSilu(torch.autograd.Function):
         return grad_gate, torch.nn.functional.silu(gate).mul_(grad)
 
 
-class CausalAttention(torch.autograd.Function):
+class CausalAttention(torch.autograd.Function):  # type: ignore[misc]
     """Causal attention on a CPU: PyTorch's flash kernel forward, plain products backward.
 
     The kernel's own backward pass takes several times as long at the lengths of word problems. The
