@@ -31,7 +31,12 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.
 Out = Annotated[Path | None, typer.Option(help="The run directory.")]
 Model = Annotated[str | None, typer.Option(help="Hub id, model folder, GGUF file or smollm2-135m.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="A task; see edgeft tasks.")]
-Method = Annotated[str | None, typer.Option(help="How to train: lora.")]
+Method = Annotated[str | None, typer.Option(help="How to train: full, lora, dora or qlora.")]
+Keep = Annotated[str | None, typer.Option(help="Weights to keep: best (held-out loss) or last.")]
+Shots = Annotated[int | None, typer.Option(help="Worked examples before each evaluation question.")]
+Track = Annotated[
+    str | None, typer.Option(help="Follow training in tensorboard, wandb or trackio too.")
+]
 Adapter = Annotated[Path | None, typer.Option(help="A PEFT adapter, instead of training.")]
 Targets = Annotated[
     list[str] | None,
@@ -57,6 +62,9 @@ def run(
     method: Method = None,
     adapter: Adapter = None,
     target: Targets = None,
+    shots: Shots = None,
+    keep: Keep = None,
+    track: Track = None,
     seed: Seed = None,
     set_: Set = None,
     llama_cpp: LlamaCpp = None,
@@ -65,8 +73,14 @@ def run(
     """Everything: train, merge, export, bench, report."""
     from edgeft import catalog, stages
     from edgeft.exporters import stage as exporting
+    from edgeft.train import ranks
 
-    given = _recipe(recipe_file, model, task, method, adapter, target, seed, llama_cpp, set_)
+    if ranks.is_follower():
+        ranks.follow()
+        return
+    flags = _flags(model, task, seed, method=method, keep=keep, shots=shots, track=track)
+    flags |= _sources(adapter, target, llama_cpp)
+    given = _recipe(recipe_file, flags, set_)
     targets = catalog.find_targets(given.export.targets)
     with stages.opened(out or _default_out(recipe_file), given) as this:
         stages.prepare(this)
@@ -90,13 +104,21 @@ def train(
     model: Model = None,
     task: TaskName = None,
     method: Method = None,
+    shots: Shots = None,
+    keep: Keep = None,
+    track: Track = None,
     seed: Seed = None,
     set_: Set = None,
 ) -> None:
     """Fine-tune, and merge the adapter."""
     from edgeft import stages
+    from edgeft.train import ranks
 
-    given = _recipe(recipe_file, model, task, method, None, None, seed, None, set_)
+    if ranks.is_follower():
+        ranks.follow()
+        return
+    flags = _flags(model, task, seed, method=method, keep=keep, shots=shots, track=track)
+    given = _recipe(recipe_file, flags, set_)
     with stages.opened(out or _default_out(recipe_file), given) as this:
         stages.prepare(this)
         stages.train(this)
@@ -113,6 +135,7 @@ def export(
     model: Model = None,
     adapter: Adapter = None,
     task: TaskName = None,
+    shots: Shots = None,
     out: Out = None,
     set_: Set = None,
     llama_cpp: LlamaCpp = None,
@@ -126,8 +149,9 @@ def export(
         if not (model and adapter):
             raise UserError("give a run directory, or --model BASE --adapter DIR")
         run_folder = out or Path("runs") / adapter.resolve().name
-        given = _recipe(None, model, task, None, adapter, target, None, llama_cpp, set_)
-    elif model or adapter or task or out or set_ or llama_cpp:
+        flags = _flags(model, task, None, shots=shots) | _sources(adapter, target, llama_cpp)
+        given = _recipe(None, flags, set_)
+    elif model or adapter or task or shots is not None or out or set_ or llama_cpp:
         raise UserError("a run directory brings its own model, adapter, task and settings")
     with stages.opened(run_folder, given) as this:
         targets = catalog.find_targets(target or this.recipe.export.targets)
@@ -210,29 +234,42 @@ def devices(as_json: Json = False) -> None:
     _table(("device", "transport", "about"), rows, as_json)
 
 
-def _recipe(
-    file: Path | None,
+def _flags(
     model: str | None,
     task: str | None,
-    method: str | None,
-    adapter: Path | None,
-    targets: list[str] | None,
     seed: int | None,
-    llama_cpp: Path | None,
-    overrides: list[str] | None,
-) -> Recipe:
-    from edgeft import catalog, recipe
-    from edgeft import tasks as known
-
-    flags: dict[str, Any] = {
+    *,
+    method: str | None = None,
+    keep: str | None = None,
+    shots: int | None = None,
+    track: str | None = None,
+) -> dict[str, Any]:
+    """What options say, by the recipe's keys; None where one was not given."""
+    return {
         "model": model,
         "task.name": task,
+        "task.shots": shots,
         "train.method": method,
+        "train.keep": keep,
+        "track": track,
+        "seed": seed,
+    }
+
+
+def _sources(
+    adapter: Path | None, targets: list[str] | None, llama_cpp: Path | None
+) -> dict[str, Any]:
+    return {
         "adapter": str(adapter) if adapter else None,
         "export.targets": targets,
         "export.llama_cpp": str(llama_cpp) if llama_cpp else None,
-        "seed": seed,
     }
+
+
+def _recipe(file: Path | None, flags: dict[str, Any], overrides: list[str] | None) -> Recipe:
+    from edgeft import catalog, recipe
+    from edgeft import tasks as known
+
     settings = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     settings += overrides or []
     given = recipe.load(file, settings) if file else recipe.parse("", settings)

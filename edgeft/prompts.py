@@ -16,6 +16,9 @@ from edgeft import child
 from edgeft.errors import UserError
 from edgeft.tasks import Question
 
+EVALUATION = "evaluation"  # the split that is scored
+_NEXT = "\n\nQuestion:"  # how a model without a chat template goes on to a question of its own
+
 
 @dataclass(frozen=True)
 class Item:
@@ -65,8 +68,17 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
         out.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
 
 
-def encode(folder: Path, splits: dict[str, Sequence[Question]], out: Path) -> Encoded:
+def encode(
+    folder: Path,
+    splits: dict[str, Sequence[Question]],
+    out: Path,
+    shots: Sequence[Question] = (),
+) -> Encoded:
     """Write ``<split>.jsonl`` for each split into ``out``, by the tokenizer of a model folder.
+
+    Args:
+        shots: worked examples in front of every evaluation question, the same for all; what is
+            trained on has none.
 
     Raises:
         UserError: the folder has no usable tokenizer, or its chat template does not render.
@@ -77,7 +89,8 @@ def encode(folder: Path, splits: dict[str, Sequence[Question]], out: Path) -> En
     if tokenizer.eos_token_id is not None:
         stop.add(tokenizer.eos_token_id)
     for name, questions in splits.items():
-        items = [_item(tokenizer, question, chat) for question in questions]
+        before = shots if name == EVALUATION else ()
+        items = [_item(tokenizer, question, before) for question in questions]
         stop |= {item.gold[-1] for item in items}
         write_items(out / f"{name}.jsonl", items)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -103,15 +116,26 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} has no usable tokenizer: {reason}") from error
 
 
-def prompt_text(tokenizer: Any, question: str) -> str:
-    """A question as the model is asked it: in its chat template, if it has one.
+def prompt_text(tokenizer: Any, question: str, shots: Sequence[Question] = ()) -> str:
+    """A question as the model is asked it, behind worked examples.
+
+    With a chat template every example is a turn of the user's and the assistant's answer to it,
+    without one a paragraph. Both are lm-evaluation-harness's (``fewshot_as_multiturn``; GSM8K's
+    ``Question: ... Answer: ...``).
 
     Raises:
         UserError: the chat template does not render.
     """
     if not tokenizer.chat_template:
-        return f"Question: {question}\nAnswer:"
-    return _chat(tokenizer, [{"role": "user", "content": question}], True)
+        blocks = [f"Question: {shot.question}\nAnswer: {shot.solution}\n\n" for shot in shots]
+        return "".join(blocks) + f"Question: {question}\nAnswer:"
+    turns = [turn for shot in shots for turn in _turns(shot)]
+    return _chat(tokenizer, [*turns, {"role": "user", "content": question}], True)
+
+
+def own_answer(text: str) -> str:
+    """A completion up to where the model begins to ask a next question."""
+    return text.partition(_NEXT)[0]
 
 
 def _generation_stops(folder: Path) -> list[int]:
@@ -120,8 +144,9 @@ def _generation_stops(folder: Path) -> list[int]:
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
-def _item(tokenizer: Any, question: Question, chat: bool) -> Item:
-    text = prompt_text(tokenizer, question.question)
+def _item(tokenizer: Any, question: Question, shots: Sequence[Question]) -> Item:
+    chat = bool(tokenizer.chat_template)
+    text = prompt_text(tokenizer, question.question, shots)
     prompt = tokenizer.encode(text, add_special_tokens=not chat)
     end = _end_of_turn(tokenizer, question) if chat else tokenizer.eos_token_id
     if end is None:
@@ -136,6 +161,13 @@ def _item(tokenizer: Any, question: Question, chat: bool) -> Item:
     return Item(question.id, question.group, question.question, prompt, gold, question.answer, text)
 
 
+def _turns(question: Question) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": question.question},
+        {"role": "assistant", "content": question.solution},
+    ]
+
+
 def _chat(tokenizer: Any, turns: list[dict[str, str]], ask: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
@@ -146,11 +178,7 @@ def _chat(tokenizer: Any, turns: list[dict[str, str]], ask: bool) -> str:
 
 def _end_of_turn(tokenizer: Any, question: Question) -> int | None:
     """The first special token that the template puts behind the solution."""
-    turns = [
-        {"role": "user", "content": question.question},
-        {"role": "assistant", "content": question.solution},
-    ]
-    rest = _chat(tokenizer, turns, False).rpartition(question.solution)[2]
+    rest = _chat(tokenizer, _turns(question), False).rpartition(question.solution)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ids: list[int] = tokenizer.encode(rest, add_special_tokens=False)
     eos: int | None = tokenizer.eos_token_id
@@ -158,8 +186,11 @@ def _end_of_turn(tokenizer: Any, question: Question) -> int | None:
 
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
-    splits = {name: [Question(**q) for q in qs] for name, qs in request["splits"].items()}
-    encoded = encode(Path(request["folder"]), splits, Path(request["out"]))  # type: ignore[arg-type]
+    splits: dict[str, Sequence[Question]] = {
+        name: [Question(**q) for q in questions] for name, questions in request["splits"].items()
+    }
+    shots = [Question(**q) for q in request["shots"]]
+    encoded = encode(Path(request["folder"]), splits, Path(request["out"]), shots)
     emit("encoded", **asdict(encoded))
 
 

@@ -16,18 +16,27 @@ import yaml
 from edgeft.errors import UserError, near
 from edgeft.train.settings import TrainSettings
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
 MERGES = ("auto", "original", "dequantized")
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How many questions: to train on, held out for the loss, evaluated, and of unseen templates."""
+    """How many questions: to train on, held out for the loss, evaluated, and of unseen templates.
+
+    ``shots``: worked training questions in front of each evaluation question (in-context learning).
+    """
 
     name: str = "wordmath"
     train: int = 960
     heldout: int = 48
     evaluation: int = 200
     unseen: int = 24
+    shots: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shots < 0:
+            raise ValueError("shots must not be negative")
 
 
 @dataclass(frozen=True)
@@ -73,16 +82,26 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. ``adapter``: a PEFT adapter trained elsewhere, which takes the place of training."""
+    """One run.
+
+    Attributes:
+        adapter: a PEFT adapter trained elsewhere, which takes the place of training.
+        track: where training is followed too: tensorboard, wandb or trackio.
+    """
 
     model: str = "smollm2-135m"
     task: TaskSettings = field(default_factory=TaskSettings)
     adapter: str | None = None
+    track: str | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.track is not None and self.track not in TRACKERS:
+            raise ValueError(f"track '{self.track}' is none of: {', '.join(TRACKERS)}")
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -21,6 +21,7 @@ from edgeft.exporters import merge
 from edgeft.progress import Update, say, shown
 from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
+from edgeft.train import ranks
 
 WEIGHTS = ("base", "tuned")
 HOST = "host"
@@ -89,16 +90,19 @@ def prepare(this: Run) -> None:
     }
     task = tasks.find(settings.name)
     cached("questions", this.path / "data", inputs, lambda out, _: _encode(this, task, base, out))
+    _check_context(this, base)
 
 
 def train(this: Run) -> None:
     """Train, unless the recipe brings an adapter."""
     if this.recipe.adapter:
         say(f"· train: the adapter is {this.recipe.adapter}")
+        ranks.release()
         return
     from edgeft import train as training
 
     settings = this.recipe.train
+    tracker = training.tracker(this.recipe.track, this.path)
     data = this.path / "data"
     known = json.loads((data / "data.json").read_text())
     facts = {
@@ -114,13 +118,14 @@ def train(this: Run) -> None:
     }
 
     def work(out: Path, update: Update) -> None:
-        training.train(_base(this), data, out, settings, facts, this.recipe.seed, update)
+        training.train(_base(this), data, out, settings, facts, this.recipe.seed, update, tracker)
         if (out / "adapter").is_dir():
             run.write_json(
                 out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")}
             )
 
-    cached(f"train {settings.method}", this.path / "train", inputs, work)
+    if not cached(f"train {settings.method}", this.path / "train", inputs, work):
+        ranks.release()
 
 
 def merged(this: Run) -> None:
@@ -263,14 +268,18 @@ def bench_bundle(
     cached(f"bench {bundle.parent.name} {bundle.name}", out, inputs, work)
 
 
-def cached(title: str, out: Path, inputs: dict[str, Any], work: Any) -> None:
-    """Do ``work(partial folder, update)`` into ``out`` with progress, unless it is up to date."""
+def cached(title: str, out: Path, inputs: dict[str, Any], work: Any) -> bool:
+    """Do ``work(partial folder, update)`` into ``out`` with progress, unless it is up to date.
+
+    Returns:
+        Whether anything was done.
+    """
     if run.is_done(out, run.fingerprint(inputs)):
         say(f"· {title}: up to date")
-        return
+        return False
     out.parent.mkdir(parents=True, exist_ok=True)
     with shown(title) as update:
-        run.stage(out, inputs, lambda partial: work(partial, update))
+        return run.stage(out, inputs, lambda partial: work(partial, update))
 
 
 def _base(this: Run) -> Path:
@@ -290,7 +299,13 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
     splits = task.make(
         tasks.Sizes(sizes.train, sizes.heldout, sizes.evaluation, sizes.unseen), this.recipe.seed
     )
-    request = {"folder": str(base), "out": str(out), "splits": asdict(splits)}
+    shots = tasks.draw_shots(splits.train, sizes.shots, this.recipe.seed)
+    request = {
+        "folder": str(base),
+        "out": str(out),
+        "splits": asdict(splits),
+        "shots": [asdict(shot) for shot in shots],
+    }
     encoded = child.run("edgeft.prompts", request)[-1]
     run.write_json(
         out / "data.json",
@@ -300,7 +315,23 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
 
 def context(this: Run) -> int:
     """Tokens that any question can need: the longest prompt and the longest continuation."""
+    return sum(_longest(this))
+
+
+def _longest(this: Run) -> tuple[int, int]:
+    """Tokens of the longest prompt, and those that may follow one."""
     items = read_items(this.path / "data" / "evaluation.jsonl")
-    longest_gold = max(len(item.gold) for item in items)
+    longest_gold = max((len(item.gold) for item in items), default=0)
     new = max(this.recipe.bench.max_new_tokens, longest_gold)
-    return max(len(item.prompt) for item in items) + new
+    return max((len(item.prompt) for item in items), default=0), new
+
+
+def _check_context(this: Run, base: Path) -> None:
+    prompt, new = _longest(this)
+    limit = model.config(base).get("max_position_embeddings")
+    if limit is not None and prompt + new > limit:
+        raise UserError(
+            f"the longest prompt has {prompt} tokens and {new} more may follow, but "
+            f"{this.recipe.model} was made for {limit} in all: lower task.shots "
+            f"({this.recipe.task.shots}) or bench.max_new_tokens ({this.recipe.bench.max_new_tokens})"
+        )

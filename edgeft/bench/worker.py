@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeft import child, tasks
 from edgeft.bench.job import job_of_request
-from edgeft.prompts import read_items
+from edgeft.prompts import own_answer, read_items
 from edgeft.runtimes import open_session
 
 Emit = Callable[..., None]
@@ -39,7 +39,7 @@ def score(request: dict[str, Any], emit: Emit) -> None:
     for done in session.generate(prompts, job.max_new_tokens, set(job.stop)):
         item = left[done.index]
         text = words.decode(done.tokens, skip_special_tokens=True)
-        answer = read(text)
+        answer = read(own_answer(text))
         emit(
             "answer",
             id=item.id,

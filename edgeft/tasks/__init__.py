@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from edgeft.errors import UserError, near
+
+_SHOTS_OUT_OF = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,24 @@ class Task:
     about: str
     make: Callable[[Sizes, int], Splits]
     read: Callable[[str], str | None]
+
+
+def draw_shots(train: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """``count`` worked examples for few-shot prompts, in an order that is always the same.
+
+    They are drawn by ``seed`` out of the first questions alone, so that training on more of them
+    does not change the prompts.
+
+    Raises:
+        UserError: there are fewer than ``count``.
+    """
+    if count > len(train):
+        raise UserError(
+            f"task.shots={count} needs as many training questions and there are {len(train)}: "
+            "lower task.shots or raise task.train"
+        )
+    pool = train[: max(count, _SHOTS_OUT_OF)]
+    return sorted(pool, key=lambda q: sha256(f"shots {seed} {q.id}".encode()).digest())[:count]
 
 
 def tasks() -> dict[str, Task]:

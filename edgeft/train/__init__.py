@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgeft import child
 from edgeft.allocator import allocator
+from edgeft.errors import UserError
 from edgeft.progress import Update
+from edgeft.train import ranks
 from edgeft.train.settings import TrainSettings
 
 
@@ -20,6 +25,7 @@ def train(
     facts: dict[str, Any],
     seed: int,
     progress: Update,
+    tracker: Mapping[str, str] | None = None,
 ) -> None:
     """Train on ``data/train.jsonl`` into ``out``: ``log.jsonl``, ``train.json``, and ``adapter/``.
 
@@ -27,6 +33,7 @@ def train(
 
     Args:
         facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
+        tracker: what :func:`tracker` returned.
 
     Raises:
         UserError: training failed, with the reason.
@@ -38,6 +45,25 @@ def train(
         "settings": asdict(settings),
         "facts": facts,
         "seed": seed,
+        "track": (tracker or {}).get("EDGEFT_TRACK"),
     }
-    for event in child.call("edgeft.train.worker", request, env=allocator()):
+    for event in child.call(ranks.WORKER, request, env={**allocator(), **(tracker or {})}):
         progress(event["done"], event["total"], event["text"])
+
+
+def tracker(name: str | None, run: Path) -> dict[str, str]:
+    """Environment variables that make transformers report to a tracker, under the run's name.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if name is None:
+        return {}
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"{name} is not installed: pip install {name}")
+    return {
+        "EDGEFT_TRACK": name,
+        "TENSORBOARD_LOGGING_DIR": str(run / "track"),
+        "WANDB_PROJECT": os.environ.get("WANDB_PROJECT", "edgeft"),
+        "WANDB_DIR": str(run),
+    }

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from edgeft import tasks
-from edgeft.prompts import Item, read_items
+from edgeft.prompts import Item, own_answer, read_items
 from edgeft.train.batches import collate, completion_loss, length
 
 _BATCH = 16
@@ -84,6 +84,6 @@ def heldout_accuracy(model: Any, held: Heldout) -> float | None:
     prompts = [item.prompt for item in asked]
     right = 0
     for done in session.generate(prompts, held.max_new_tokens, held.stop):
-        right += held.read(held.decode(done.tokens)) == asked[done.index].answer
+        right += held.read(own_answer(held.decode(done.tokens))) == asked[done.index].answer
     model.train(training)
     return right / len(asked)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from edgeft.errors import UserError
@@ -53,27 +54,45 @@ class Folders:
 class Record(TrainerCallback):  # type: ignore[misc]
     """Follows one training; ``step`` is where it starts, after 0 steps or at a checkpoint.
 
+    Only the ``main`` process writes, and looks at the held-out questions.
+
     Attributes:
         tokens: prompt and gold tokens trained on so far; whoever runs a batch adds to it.
+        report: passes figures on to a tracker, such as the Trainer's own ``log``.
     """
 
+    report: Callable[[dict[str, float]], None] = staticmethod(lambda figures: None)
+
     def __init__(
-        self, folders: Folders, held: Heldout, settings: TrainSettings, emit: Emit, step: int
+        self,
+        folders: Folders,
+        held: Heldout,
+        settings: TrainSettings,
+        emit: Emit,
+        step: int,
+        *,
+        main: bool = True,
     ) -> None:
         self.folders, self.held, self.settings, self.emit = folders, held, settings, emit
+        self.main, self.tokens, self.resumed, self.lowest = main, 0, step > 0, math.inf
+        if main:
+            self._go_on(step)
+
+    def _go_on(self, step: int) -> None:
+        folders = self.folders
         kept = [row for row in rows(folders.log) if 0 < step >= row["step"]]
         folders.log.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.tokens = max((row["tokens"] for row in kept if "tokens" in row), default=0)
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
-        self.before, self.resumed = self.tokens, step > 0
+        self.before = self.tokens
         best = best_point(folders.best)
-        if best is None or best["step"] > step:  # it will come again, the same
+        if best and best["step"] > step:  # it will come again, the same
             shutil.rmtree(folders.best, ignore_errors=True)
-            best = None
-        self.lowest = best["heldout_loss"] if best else math.inf
+        elif best:
+            self.lowest = best["heldout_loss"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        if not self.resumed:
+        if not self.resumed and self.main:
             self._heldout(model, state)
         self.started = time.perf_counter()
 
@@ -86,6 +105,8 @@ class Record(TrainerCallback):  # type: ignore[misc]
             return
         step, took = state.global_step, time.perf_counter() - self.started
         self.check_finite(logs.get("grad_norm", 0.0), "gradient", step)
+        if not self.main:
+            return
         rate = (self.tokens - self.before) / took
         row = {"step": step, "steps": state.max_steps, "loss": round(logs["loss"], 6)}
         row |= {"lr": logs["learning_rate"], "tokens": self.tokens}
@@ -101,7 +122,9 @@ class Record(TrainerCallback):  # type: ignore[misc]
             self.started += time.perf_counter() - paused
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+        PartialState().wait_for_everyone()  # each process has random numbers of its own there
+        if self.main:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
     def check_finite(self, value: float, name: str, step: int) -> None:
         """Raise a UserError unless ``value`` is finite; step 0 is before training."""
@@ -127,6 +150,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
         if self.settings.keep == "best" and step and point["heldout_loss"] < self.lowest:
             self._keep(model, point)
         self._write(point)
+        self.report({f"eval_{name}": value for name, value in point.items() if name != "step"})
 
     def _keep(self, model: Any, point: dict[str, Any]) -> None:
         self.lowest = point["heldout_loss"]

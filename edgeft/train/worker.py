@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft.helpers import disable_input_dtype_casting
 from transformers import (
     PrinterCallback,
@@ -21,6 +23,7 @@ from edgeft.bench.machine import peak_rss_mb
 from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
 from edgeft.run import disk_reason, write_json
+from edgeft.train import ranks
 from edgeft.train.batches import SortedBatches, collate, completion_loss, length
 from edgeft.train.fast import quicken
 from edgeft.train.heldout import read_heldout
@@ -46,6 +49,7 @@ def fit(
     facts: dict[str, Any],
     seed: int,
     emit: Emit,
+    track: str | None = None,
 ) -> None:
     """Train into ``out/adapter`` or ``out/model``; goes on from the last whole checkpoint there.
 
@@ -54,6 +58,7 @@ def fit(
         data: the stage before: ``train.jsonl``, ``heldout.jsonl`` and the tokenizer.
         facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
         emit: called with ``"progress"``, ``done``, ``total``, ``text`` after each step.
+        track: a tracker that transformers knows.
 
     Raises:
         UserError: the base cannot be loaded, there is nothing to train on, the memory does not
@@ -66,20 +71,22 @@ def fit(
     dtype = training_dtype(settings.dtype)
     model, parameters = prepared(base, settings, dtype)
     quicken(model)
-    folders = Folders(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if settings.mutates_base and not (folders.start / "adapter_config.json").is_file():
-        model.save_pretrained(folders.start)
-    checkpoint, step = last_checkpoint(folders.checkpoints)
-    record = Record(folders, held, settings, emit, step)
+    folders, state = Folders(out), PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():  # it removes what a kill left half-written
+        out.mkdir(parents=True, exist_ok=True)
+        if settings.mutates_base and not (folders.start / "adapter_config.json").is_file():
+            model.save_pretrained(folders.start)
+        checkpoint, step = last_checkpoint(folders.checkpoints)
+    record = Record(folders, held, settings, emit, step, main=state.is_main_process)
     trainer = _Trainer(
         model=model,
-        args=_arguments(folders, settings, seed, dtype),
+        args=_arguments(folders, settings, seed, dtype, track),
         train_dataset=items,
         data_collator=lambda batch: collate(batch, held.pad),
         callbacks=[record],
     )
     trainer.record = record
+    record.report = trainer.log
     trainer.model_accepts_loss_kwargs = True  # count gold tokens whatever the model's forward takes
     trainer.remove_callback(PrinterCallback)
     try:
@@ -88,6 +95,8 @@ def fit(
         if not is_out_of_memory(error):
             raise
         raise UserError(_what_fits(trainer, items, settings, held.pad)) from error
+    if not state.is_main_process:
+        return
     _finish(trainer, settings, folders)
     point = best_point(folders.best) or {"step": trainer.state.global_step}
     summary = _summary(trainer, settings, len(items), dtype)
@@ -169,14 +178,17 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatches:
         lengths = [length(item) for item in self.train_dataset]
-        return SortedBatches(lengths, self.args.train_batch_size, self.args.seed)
+        # All processes' batches of one step are neighbours, as one process with a batch as large
+        # would have them.
+        batch_size = self.args.train_batch_size * self.args.world_size
+        return SortedBatches(lengths, batch_size, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss, tokens = completion_loss(model, inputs)
         self.record.check_finite(loss.item() / tokens, "loss", self.state.global_step + 1)
-        self.record.tokens += int(inputs["lengths"].sum())
+        self.record.tokens += int(self.accelerator.reduce(inputs["lengths"].sum()))
         # The gold tokens of all processes and of all batches until the next update; gradients
         # are averaged over processes.
         return loss / num_items_in_batch * self.accelerator.num_processes
@@ -187,7 +199,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 def _arguments(
-    folders: Folders, settings: TrainSettings, seed: int, dtype: torch.dtype
+    folders: Folders, settings: TrainSettings, seed: int, dtype: torch.dtype, track: str | None
 ) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     optim = settings.optim
@@ -212,9 +224,12 @@ def _arguments(
         save_total_limit=2,
         logging_steps=1,
         seed=seed,
-        report_to="none",
+        report_to=track or "none",
+        run_name=folders.out.resolve().parent.name,
+        project=os.environ.get("TRACKIO_PROJECT", "edgeft"),
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
     )
 
@@ -248,12 +263,15 @@ def _summary(
 
 
 def _work(request: Any, emit: Emit) -> None:
+    request = ranks.agreed(request)
+    if request is None:
+        return
     base, data, out = (Path(request[name]) for name in ("base", "data", "out"))
     settings = TrainSettings(**request["settings"])
     logging.disable_progress_bar()
     limit_memory()
     try:
-        fit(base, data, out, settings, request["facts"], request["seed"], emit)
+        fit(base, data, out, settings, request["facts"], request["seed"], emit, request["track"])
     except Exception as error:
         reason = _disk_full(error)
         if reason is None:
