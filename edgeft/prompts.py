@@ -189,7 +189,7 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
     splits: dict[str, Sequence[Question]] = {
         name: [Question(**q) for q in questions] for name, questions in request["splits"].items()
     }
-    shots = [Question(**q) for q in request["shots"]]
+    shots = [Question(**q) for q in request.get("shots", ())]
     encoded = encode(Path(request["folder"]), splits, Path(request["out"]), shots)
     emit("encoded", **asdict(encoded))
 

@@ -36,8 +36,10 @@ def launcher(name: str) -> list[str]:
     if name == "torchrun":
         run = [sys.executable, "-m", "torch.distributed.run"]
         return [*run, "--nproc_per_node", "2", "--master_port", port, "-m", "edgeft"]
-    run = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    return [*run, "--num_machines", "1", "--main_process_port", port, "-m", "edgeft"]
+    # accelerate starts several processes on CPUs by mpirun alone, or as if they were GPUs.
+    run = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    run += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", port]
+    return [*run, "-m", "edgeft"]
 
 
 def train(start: list[str], model: Path, out: Path, batch: int, *more: str) -> list[str]:
