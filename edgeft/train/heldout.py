@@ -15,6 +15,8 @@ from edgeft.prompts import Item, own_answer, read_items
 from edgeft.train.batches import collate, completion_loss, length
 
 _BATCH = 16
+# Answered at once: a growing cache leaves memory in pieces, more than training itself needs.
+_ANSWERED = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def heldout_accuracy(model: Any, held: Heldout) -> float | None:
     training = model.training
     model.eval()
     context = max(len(item.prompt) for item in asked) + held.max_new_tokens
-    session = TransformersSession(model, context, len(asked))
+    session = TransformersSession(model, context, _ANSWERED)
     prompts = [item.prompt for item in asked]
     right = 0
     for done in session.generate(prompts, held.max_new_tokens, held.stop):
