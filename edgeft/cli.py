@@ -87,6 +87,7 @@ def run(
         stages.train(this)
         stages.merged(this)
         stages.bench_host(this)
+        stages.bench_general(this)
         failed = _failure(lambda: exporting.export(this, targets))
         if failed and not stages.bundles(this):
             raise failed
@@ -181,6 +182,7 @@ def bench(
         return
     with stages.opened(folder) as this:
         stages.bench_host(this)
+        stages.bench_general(this)
         for name in device or this.recipe.bench.devices:
             stages.bench_device(this, catalog.find_device(name))
         _report(this.path, as_json)

@@ -21,6 +21,7 @@ from edgeft.exporters import merge
 from edgeft.progress import Update, say, shown
 from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
+from edgeft.tasks import general
 from edgeft.train import ranks
 
 WEIGHTS = ("base", "tuned")
@@ -204,6 +205,20 @@ def bench_host(this: Run) -> None:
     run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
 
 
+def bench_general(this: Run) -> None:
+    """Look for forgetting: general questions, base and tuned on the host."""
+    items = this.path / "data" / "general.jsonl"
+    if not items.is_file():  # made before there were any
+        return
+    for weights in WEIGHTS:
+        cached(
+            f"general questions, {weights}",
+            this.path / "bench" / "general" / weights,
+            {"made_from": this.weights_id(weights), "items": this.sha256([items])},
+            lambda out, _, weights=weights: bench.general(this.folder(weights), items, out),
+        )
+
+
 def bench_device(this: Run, device: Device) -> None:
     """Score and time every bundle of the run."""
     found = bundles(this)
@@ -303,7 +318,7 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
     request = {
         "folder": str(base),
         "out": str(out),
-        "splits": asdict(splits),
+        "splits": {**asdict(splits), "general": [asdict(q) for q in general.questions()]},
         "shots": [asdict(shot) for shot in shots],
     }
     encoded = child.run("edgeft.prompts", request)[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import yaml
 from edgeft import survival
 from edgeft.errors import UserError
 from edgeft.prompts import read_items
+from edgeft.report.advice import advice
+from edgeft.report.forgetting import Forgetting, forgetting
 from edgeft.survival import Benefit, Result, Survival
 
 HEADLINE = ""  # the group that the verdict is about
@@ -73,16 +75,27 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Training:
-    """Facts of ``train.json``, and losses as (step, mean nats a gold token)."""
+    """Facts of ``train.json``, losses as (step, mean nats a gold token), accuracies as (step, share).
+
+    Where an accuracy was taken during training, a part of the held-out questions was answered.
+    """
 
     facts: Facts
     loss: list[tuple[int, float]]
     heldout: list[tuple[int, float]]
+    accuracy: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the views show. ``machine``: facts by device, the host's under ``"host"``."""
+    """All that the views show.
+
+    Attributes:
+        machine: facts by device, the host's under ``"host"``.
+        forgetting: tuned against base on general questions; None where they were not scored.
+        advice: what to try where there is no benefit on the host.
+        merge: as in ``merge.json``; None for full fine-tuning.
+    """
 
     name: str
     edgeft: str
@@ -94,6 +107,9 @@ class Report:
     groups: list[GroupScore]
     train: Training | None
     verdict: str
+    forgetting: Forgetting | None = None
+    advice: list[str] = field(default_factory=list)
+    merge: Facts | None = None
 
 
 def build(run: Path) -> Report:
@@ -152,6 +168,9 @@ def build(run: Path) -> Report:
         groups=groups,
         train=_training(run / "train"),
         verdict=_verdict(host, variants),
+        forgetting=forgetting(run),
+        advice=advice(host, recipe, _json(run / "train" / "train.json") or {}),
+        merge=_json(run / "merged" / "merge.json"),
     )
 
 
@@ -170,6 +189,9 @@ def as_json(report: Report) -> Facts:
             for g in report.groups
         ],
         "train": asdict(report.train) if report.train else None,
+        "merge": report.merge,
+        "forgetting": asdict(report.forgetting) if report.forgetting else None,
+        "advice": report.advice,
         "verdict": report.verdict,
     }
 
@@ -218,7 +240,7 @@ def read_results(folder: Path) -> list[Result] | None:
     path = folder / "results.jsonl"
     if not path.is_file():
         return None
-    names = [field.name for field in fields(Result)]
+    names = [f.name for f in fields(Result)]
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [Result(**{name: line[name] for name in names}) for line in lines]
@@ -300,15 +322,17 @@ def _training(folder: Path) -> Training | None:
         return None
     loss: dict[int, float] = {}
     heldout: dict[int, float] = {}
+    accuracy: dict[int, float] = {}
+    kinds = (("loss", loss), ("heldout_loss", heldout), ("heldout_accuracy", accuracy))
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        for name, curve in (("loss", loss), ("heldout_loss", heldout)):
+        for name, curve in kinds:
             # A resumed run repeats steps: the later line counts.
             if entry.get(name) is not None and math.isfinite(entry[name]):
                 curve[int(entry["step"])] = float(entry[name])
     facts = _json(folder / "train.json") or {}
     facts.pop("heldout", None)
-    return Training(facts, sorted(loss.items()), sorted(heldout.items()))
+    return Training(facts, *(sorted(curve.items()) for _, curve in kinds))
 
 
 def _json(path: Path) -> Facts | None:

@@ -69,7 +69,9 @@ def render(report: Report) -> str:
     if any(v.survival.retention is not None for v in report.variants):
         drawn["Retention"] = plots.retention(report)
     found = tables(report)
-    late = [table for table in found if table.title in ("Verification", "Run")]
+    late = [
+        table for table in found if table.title in ("Held-out questions", "Verification", "Run")
+    ]
     parts = []
     for table in found:
         if table is late[0]:  # what the curious look at comes after the examples

@@ -133,6 +133,13 @@ def loss(training: Training) -> str:
         if training.heldout:
             steps, losses = zip(*training.heldout, strict=True)
             axes.plot(steps, losses, "o-", color=_colour("--tuned"), lw=1.8, ms=5, label="held out")
+            kept = [
+                point for point in training.heldout if point[0] == training.facts.get("kept_step")
+            ]
+            for step, lowest in kept:
+                axes.plot(
+                    step, lowest, "o", color=_colour("--tuned"), ms=10, mfc="none", label="kept"
+                )
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=_colour("--grid"), lw=0.7)
         axes.set_xlabel("step")

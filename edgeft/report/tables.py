@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft.report.build import Report, Variant, place
+from edgeft.report.forgetting import sentence
 from edgeft.survival import Benefit, Interval, Score
 
 NONE = "-"
@@ -35,8 +36,10 @@ def lead(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """After which step the benefit was lost, and what would decide an inconclusive target."""
-    said = []
+    """What to try, what was forgotten, after which step the benefit was lost, what would decide."""
+    said = list(report.advice)
+    if report.forgetting:
+        said.append(sentence(report.forgetting))
     for after in dict.fromkeys(v.lost_after for v in report.variants if v.lost_after):
         names = [place(v, report.variants) for v in report.variants if v.lost_after == after]
         kept = "the host" if after == "host" else f"{after}, which still survives"
@@ -53,7 +56,7 @@ def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
     found = [accuracy(report), retention(report), likelihood(report), latency(report)]
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
-    found += [verification(report), facts(report)]
+    found += [training(report), verification(report), facts(report)]
     return [table for table in found if table.rows]
 
 
@@ -189,6 +192,40 @@ def verification(report: Report) -> Table:
         ],
         rows,
     )
+
+
+def training(report: Report) -> Table:
+    """The held-out points of training, and the merge."""
+    rows = []
+    if report.train:
+        accuracies = dict(report.train.accuracy)
+        kept = report.train.facts.get("kept_step")
+        for step, nats in report.train.heldout:
+            share = accuracies.get(step)
+            answered = NONE if share is None else percent(share)
+            rows.append([f"step {step}", f"{nats:.4f}", answered, "", _kept(step == kept)])
+    for kind, found in _merges(report.merge or {}).items():
+        heldout = number(found.get("heldout_loss"), "{:.4f}")
+        chosen = _kept(kind == (report.merge or {}).get("chosen"))
+        difference = number(found.get("max_logit_diff"), "{:.2g}")
+        rows.append([f"merged into the {kind} weights", heldout, NONE, difference, chosen])
+    return Table(
+        "Held-out questions",
+        "Mean nats a gold token of questions that are never trained on, and the share of the first "
+        "ones answered correctly. A merge's largest difference in logits is that to the adapter on "
+        "the same base.",
+        ["", "loss", "accuracy", "largest logit difference", ""],
+        rows,
+        (1, 1),
+    )
+
+
+def _kept(is_kept: bool) -> str:
+    return "kept" if is_kept else ""
+
+
+def _merges(merge: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return merge.get("merges") or ({"original": merge} if "max_logit_diff" in merge else {})
 
 
 def facts(report: Report) -> Table:

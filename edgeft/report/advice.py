@@ -1,0 +1,59 @@
+"""What to try when fine-tuning did not help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeft.survival import Benefit
+
+# "The Fine-Tuning Trap", arXiv 2606.06920: full fine-tuning below 300M parameters ends worse than
+# zero-shot, and is advised against below 500M.
+_FULL_FROM = 500e6
+
+
+def advice(host: Benefit, recipe: dict[str, Any], train: dict[str, Any]) -> list[str]:
+    """What to try, likeliest first; nothing where there is a benefit.
+
+    Args:
+        recipe: as in ``recipe.yaml``.
+        train: as in ``train.json``; empty for an adapter trained elsewhere.
+    """
+    if host.verdict is None:
+        return []
+    settings = recipe.get("train") or {}
+    method, lr = train.get("method") or settings.get("method"), settings.get("lr")
+    parameters = train.get("parameters")
+    said = []
+    if method == "full" and parameters is not None and parameters < _FULL_FROM:
+        said.append(
+            f"Try --method lora or dora: full fine-tuning of a model of {parameters / 1e6:.0f}M "
+            "parameters is advised against below 500M (arXiv 2606.06920)."
+        )
+    points = [p for p in train.get("heldout") or [] if p[1] is not None]
+    if len(points) > 1:
+        said += _from_curve(points, train, lr)
+    if lr and not any("train.lr" in line for line in said):
+        said.append(f"Try a lower learning rate, such as --set train.lr={lr / 3:.1g}.")
+    if method != "full" and host.verdict == "negative-transfer":
+        size = f" than {parameters / 1e6:.0f}M parameters" if parameters else ""
+        said.append(f"Try a larger model{size}: this one may be too small for the task.")
+    if host.verdict == "no-benefit":
+        said.append(
+            f"The interval includes 0 at {host.base.n} questions: a larger task.evaluation "
+            "narrows it."
+        )
+    return said
+
+
+def _from_curve(points: list[Any], train: dict[str, Any], lr: float | None) -> list[str]:
+    best = min(points, key=lambda point: point[1])
+    first, last = points[0], points[-1]
+    rate = f" and --set train.lr={lr / 3:.1g}" if lr else ""
+    if best is first:
+        return [f"The held-out loss only rose: fewer steps{rate}."]
+    if best is last:
+        return []
+    kept = "" if train.get("keep") == "best" else " (--keep best keeps that point's weights)"
+    return [
+        f"The held-out loss was lowest at step {best[0]} of {last[0]}: fewer steps{rate}{kept}."
+    ]

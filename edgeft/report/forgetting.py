@@ -1,0 +1,112 @@
+"""What fine-tuning did to questions that it was not about."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft import survival
+from edgeft.bench.general import FILE
+from edgeft.survival import Interval
+
+
+@dataclass(frozen=True)
+class General:
+    """One model on the general questions.
+
+    Attributes:
+        nll: mean over questions of -log p a token of the right answer, nats.
+        accuracy: share of questions whose right answer has the highest log-likelihood a byte, as
+            lm-evaluation-harness's ``acc_norm``.
+        ci: Wilson's 95% interval of the accuracy.
+    """
+
+    nll: float
+    accuracy: float
+    ci: Interval
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Tuned against base on the same ``n`` questions, with paired 95% intervals."""
+
+    n: int
+    base: General
+    tuned: General
+    nll_change: float
+    nll_change_ci: Interval
+    accuracy_change: float
+    accuracy_change_ci: Interval
+
+
+def forgetting(run: Path) -> Forgetting | None:
+    """From ``bench/general/<weights>``; None where it was not scored."""
+    folders = [run / "bench" / "general" / weights for weights in ("base", "tuned")]
+    if not all((folder / FILE).is_file() for folder in folders):
+        return None
+    base, tuned = (
+        [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+        for folder in folders
+    )
+    return compare(base, tuned)
+
+
+def compare(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> Forgetting:
+    """Compare two models' rows of ``general.jsonl``.
+
+    The interval of the change in nats is a paired Bayesian bootstrap over questions (Rubin 1981),
+    that of the change in accuracy :func:`edgeft.survival.benefit_interval`.
+    """
+    before, after = _nats_and_right(base), _nats_and_right(tuned)
+    assert before.keys() == after.keys()
+    change = np.array([after[q][0] - before[q][0] for q in before])
+    weights = np.random.default_rng(survival.SEED).dirichlet(
+        np.ones(len(change)), survival.RESAMPLES
+    )
+    low, high = np.quantile(weights @ change, (0.025, 0.975))
+    gained = sum(after[q][1] and not before[q][1] for q in before)
+    lost = sum(before[q][1] and not after[q][1] for q in before)
+    return Forgetting(
+        n=len(change),
+        base=_general(before),
+        tuned=_general(after),
+        nll_change=float(change.mean()),
+        nll_change_ci=(float(low), float(high)),
+        accuracy_change=(gained - lost) / len(change),
+        accuracy_change_ci=survival.benefit_interval(gained, lost, len(change)),
+    )
+
+
+def sentence(found: Forgetting) -> str:
+    """The comparison in words."""
+    low, high = found.nll_change_ci
+    seen = "forgetting is visible" if low > 0 else "no forgetting is visible"
+    return (
+        f"{found.n} general questions (no mathematics): {found.nll_change:+.2f} nats a token of "
+        f"the right answer ({low:+.2f} to {high:+.2f}), {100 * found.base.accuracy:.0f}% -> "
+        f"{100 * found.tuned.accuracy:.0f}% of them likeliest: {seen}."
+    )
+
+
+def _nats_and_right(rows: list[dict[str, Any]]) -> dict[str, tuple[float, bool]]:
+    choices: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        question, _, choice = row["id"].rpartition("/")
+        choices[question][choice] = row
+    found = {}
+    for question, rows_by_choice in choices.items():
+        right = rows_by_choice["0"]
+        best = max(rows_by_choice.values(), key=lambda row: row["logprob"] / row["bytes"])
+        found[question] = (-right["logprob"] / right["tokens"], best is right)
+    return found
+
+
+def _general(found: dict[str, tuple[float, bool]]) -> General:
+    right = sum(is_right for _, is_right in found.values())
+    nll = sum(nats for nats, _ in found.values()) / len(found)
+    return General(nll, right / len(found), survival.wilson(right, len(found)))
