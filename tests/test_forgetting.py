@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_report import N, write_results
 
 from edgeft import bench, prompts, survival
+from edgeft.report import tables
 from edgeft.report.advice import advice
 from edgeft.report.forgetting import compare, forgetting, sentence
 from edgeft.survival import Benefit, Result
@@ -69,12 +72,18 @@ def test_forgetting_is_seen(tiny: Path, items: Path, tmp_path: Path) -> None:
         assert forgetting(tmp_path) is None
         out.mkdir(parents=True)
         bench.general(folder, items, out)
+        for kind in ("general", "host"):
+            mark = tmp_path / "bench" / kind / weights / "stage.json"
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(json.dumps({"made_from": weights}))
     found = forgetting(tmp_path)
     assert found and found.n == 40
     assert found.nll_change == pytest.approx(found.tuned.nll - found.base.nll)
     low, high = found.nll_change_ci
     assert 0 < low < found.nll_change < high
     assert "forgetting is visible" in sentence(found)
+    (tmp_path / "bench" / "host" / "tuned" / "stage.json").write_text('{"made_from": "later"}')
+    assert forgetting(tmp_path) is None  # scores of weights that are no longer the run's
     base = tmp_path / "bench" / "general" / "base" / "general.jsonl"
     rows = [json.loads(line) for line in base.read_text().splitlines()]
     same = compare(rows, rows)
@@ -122,7 +131,44 @@ def test_advice_for_an_adapter() -> None:
     found = advice(host(40, 10), recipe, {"method": "lora", "parameters": 135e6})
     assert [line for line in found if "larger model than 135M" in line]
     assert not any("--method" in line for line in found)
+    theirs = advice(host(40, 10), {**recipe, "adapter": "x"}, {})
+    assert not any("train.lr" in line for line in theirs)
     undecided = advice(host(40, 43), recipe, {})
     assert host(40, 43).verdict == "no-benefit"
     assert any("larger task.evaluation" in line for line in undecided)
+    falling = {"heldout": [[0, 1.0, None], [9, 0.5, None]]}
+    assert any("train.epochs" in line for line in advice(host(40, 43), recipe, falling))
     assert advice(host(10, 60), recipe, {}) == []
+
+
+def test_negative_transfer_is_in_every_view(tmp_path: Path) -> None:
+    """From made-up per-question results to what people read."""
+    from rich.console import Console
+
+    from edgeft import report
+    from edgeft.report import terminal
+
+    run = tmp_path / "run"
+    write_results(run / "bench" / "host" / "base", [i < 90 for i in range(N)])
+    write_results(run / "bench" / "host" / "tuned", [i < 40 for i in range(N)])
+    (run / "train").mkdir()
+    (run / "recipe.yaml").write_text("train: {method: full, lr: 1.0e-4}")
+    heldout = [[0, 1.0, 0.2], [10, 0.8, 0.3], [20, 1.1, 0.1]]
+    facts = {"method": "full", "parameters": 135_000_000, "kept_step": 10, "heldout": heldout}
+    (run / "train" / "train.json").write_text(json.dumps(facts))
+    rows = [{"step": s, "heldout_loss": x, "heldout_accuracy": a} for s, x, a in heldout]
+    (run / "train" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = report.write(run)
+    assert found.verdict == "negative-transfer on the host"
+    public = json.loads((run / "report.json").read_text())
+    assert public["host"]["verdict"] == "negative-transfer"
+    assert public["train"]["accuracy"] == [[0, 0.2], [10, 0.3], [20, 0.1]]
+    console = Console(record=True, width=120, file=StringIO())
+    terminal.show(found, console)
+    views = [console.export_text()] + [
+        (run / name).read_text() for name in ("report.md", "report.html", "report.json")
+    ]
+    for view in views:
+        assert "negative-transfer" in view
+        assert "Try --method lora or dora" in " ".join(view.split())
+    assert [row[0] for row in tables.training(found).rows if row[-1] == "kept"] == ["step 10"]

@@ -101,6 +101,7 @@ def test_it_learns_and_what_is_saved_is_what_was_trained(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "dora", "qlora", "pissa"])
 def test_each_goes_on_as_if_never_cut_off(
     name: str, base: Path, data: Path, tmp_path: Path
@@ -241,6 +242,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limit on memory")
 def test_out_of_memory_names_a_batch_that_fits(base: Path, data: Path, tmp_path: Path) -> None:
     much = tmp_path / "data"

@@ -21,18 +21,24 @@ def advice(host: Benefit, recipe: dict[str, Any], train: dict[str, Any]) -> list
     if host.verdict is None:
         return []
     settings = recipe.get("train") or {}
-    method, lr = train.get("method") or settings.get("method"), settings.get("lr")
+    elsewhere = recipe.get("adapter")  # then the recipe's settings were not its own
+    method = None if elsewhere else train.get("method") or settings.get("method")
+    lr = None if elsewhere else settings.get("lr")
     parameters = train.get("parameters")
     said = []
-    if method == "full" and parameters is not None and parameters < _FULL_FROM:
+    if method == "full" and (parameters is None or parameters < _FULL_FROM):
+        size = f" and this one has {parameters / 1e6:.0f}M" if parameters else ""
         said.append(
-            f"Try --method lora or dora: full fine-tuning of a model of {parameters / 1e6:.0f}M "
-            "parameters is advised against below 500M (arXiv 2606.06920)."
+            "Try --method lora or dora: full fine-tuning is advised against below 500M parameters"
+            f"{size} (arXiv 2606.06920)."
         )
     points = [p for p in train.get("heldout") or [] if p[1] is not None]
     if len(points) > 1:
         said += _from_curve(points, train, lr)
-    if lr and not any("train.lr" in line for line in said):
+    falling = len(points) > 1 and points[-1][1] < points[-2][1]
+    if host.verdict == "no-benefit" and falling:
+        said.append("The held-out loss was still falling: try a larger train.epochs.")
+    elif lr and not any("train.lr" in line for line in said):
         said.append(f"Try a lower learning rate, such as --set train.lr={lr / 3:.1g}.")
     if method != "full" and host.verdict == "negative-transfer":
         size = f" than {parameters / 1e6:.0f}M parameters" if parameters else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from edgeft import survival
 from edgeft.bench.general import FILE
+from edgeft.errors import UserError
 from edgeft.survival import Interval
 
 
@@ -45,15 +47,29 @@ class Forgetting:
 
 
 def forgetting(run: Path) -> Forgetting | None:
-    """From ``bench/general/<weights>``; None where it was not scored."""
-    folders = [run / "bench" / "general" / weights for weights in ("base", "tuned")]
-    if not all((folder / FILE).is_file() for folder in folders):
-        return None
-    base, tuned = (
-        [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
-        for folder in folders
-    )
-    return compare(base, tuned)
+    """From ``bench/general/<weights>``; None where these weights were not scored.
+
+    Raises:
+        UserError: the scores are damaged.
+    """
+    rows = []
+    for weights in ("base", "tuned"):
+        folder = run / "bench" / "general" / weights
+        if not (folder / FILE).is_file():
+            return None
+        try:
+            marks = [
+                json.loads((run / "bench" / kind / weights / "stage.json").read_text())
+                for kind in ("general", "host")
+            ]
+            if marks[0].get("made_from") != marks[1].get("made_from"):
+                return None
+            rows.append([json.loads(line) for line in (folder / FILE).read_text().splitlines()])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is damaged ({error}): delete it and bench again") from error
+    if not all(math.isfinite(row["logprob"]) for part in rows for row in part):
+        return None  # a broken model: its accuracy says so
+    return compare(*rows)
 
 
 def compare(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> Forgetting:
@@ -61,9 +77,13 @@ def compare(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> Forgetti
 
     The interval of the change in nats is a paired Bayesian bootstrap over questions (Rubin 1981),
     that of the change in accuracy :func:`edgeft.survival.benefit_interval`.
+
+    Raises:
+        UserError: they are not of the same questions.
     """
     before, after = _nats_and_right(base), _nats_and_right(tuned)
-    assert before.keys() == after.keys()
+    if before.keys() != after.keys():
+        raise UserError("base and tuned answered other general questions: bench again")
     change = np.array([after[q][0] - before[q][0] for q in before])
     weights = np.random.default_rng(survival.SEED).dirichlet(
         np.ones(len(change)), survival.RESAMPLES
@@ -85,9 +105,10 @@ def compare(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> Forgetti
 def sentence(found: Forgetting) -> str:
     """The comparison in words."""
     low, high = found.nll_change_ci
-    seen = "forgetting is visible" if low > 0 else "no forgetting is visible"
+    worse = low > 0 or found.accuracy_change_ci[1] < 0
+    seen = "forgetting is visible" if worse else "no forgetting is visible"
     return (
-        f"{found.n} general questions (no mathematics): {found.nll_change:+.2f} nats a token of "
+        f"{found.n} general questions, a smoke test without mathematics: {found.nll_change:+.2f} nats a token of "
         f"the right answer ({low:+.2f} to {high:+.2f}), {100 * found.base.accuracy:.0f}% -> "
         f"{100 * found.tuned.accuracy:.0f}% of them likeliest: {seen}."
     )
