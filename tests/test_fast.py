@@ -76,6 +76,30 @@ def test_in_bfloat16_they_are_as_close_to_float32_as_the_plain_ones(family: str)
     assert ours < 0.1 and ours < 1.2 * plain
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_parameters_in_bfloat16_products(family: str) -> None:
+    questions, found = items(7, 3), []
+    for quick, bf16 in [(False, False), (False, True), (True, True)]:
+        model = build(family).unload()
+        model.requires_grad_(True)
+        if quick:
+            quicken(model)
+        found.append(loss_and_gradients(model, questions, bf16))
+    (_, exact), (loss, plain), (quick_loss, ours) = found
+    assert quick_loss == pytest.approx(loss, rel=5e-3)
+    assert (ours - exact).norm() < 1.2 * (plain - exact).norm() < 0.1 * exact.norm()
+
+
+def test_a_trained_bias_of_the_base_keeps_its_gradient() -> None:
+    questions, found = items(7, 3), []
+    for quick in (False, True):
+        model = build("Qwen2", bias="lora_only")
+        if quick:
+            quicken(model)
+        found.append(loss_and_gradients(model, questions, bf16=False)[1])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_all_parameters_can_be_trained(full: bool) -> None:
     questions, results = items(5, 4), []

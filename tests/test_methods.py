@@ -101,6 +101,18 @@ def test_it_learns_and_what_is_saved_is_what_was_trained(
     }
 
 
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "qlora"])
+def test_in_bfloat16_it_learns_as_in_float32(
+    name: str, base: Path, data: Path, tmp_path: Path
+) -> None:
+    for dtype in ("float32", "bfloat16"):
+        settings = replace(METHODS[name], dtype=dtype)
+        worker.fit(base, data, tmp_path / dtype, settings, FACTS, 0, silent)
+    exact, found = (points(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
+    assert [p[0] for p in found] == [p[0] for p in exact]
+    assert [p[1] for p in found] == pytest.approx([p[1] for p in exact], rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "dora", "qlora", "pissa"])
 def test_each_goes_on_as_if_never_cut_off(

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from edgeft.prompts import Item
+from edgeft.train.kernels import CrossEntropy
 
 IGNORED = -100  # the label, as transformers has it, of a token without a loss
 
@@ -77,5 +78,4 @@ def completion_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torc
     ).logits  # [gold tokens, vocabulary]
     if logits.dim() == 3:  # a model that does not know logits_to_keep
         logits = logits[predicts]
-    loss = torch.nn.functional.cross_entropy(logits.float(), targets[gold], reduction="sum")
-    return loss, len(logits)
+    return CrossEntropy.apply(logits, targets[gold]), len(logits)

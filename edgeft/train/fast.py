@@ -14,7 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from edgeft.train.kernels import CausalAttention, GatedSilu, LoraLinear, RmsNorm
 
 _ATTENTION = "sdpa_short"
-_LONGEST = 1024  # beyond it the probabilities of one layer take more memory than they save time
+_MOST = 1 << 25  # probabilities of one layer; more would take more memory than they save time
 # Those that compute weight * x / rms(x); Gemma's has 1 + weight.
 _SILU = ("SiLU", "SiLUActivation")
 _NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm", "SmolLM3RMSNorm")
@@ -50,7 +50,7 @@ def _mlp(self: Any, x: torch.Tensor) -> Any:
 
 
 def _is_plain(layer: Any) -> bool:
-    """A LoRA layer on a plain linear one, without dropout, bias of its own or DoRA."""
+    """A LoRA layer on a plain frozen linear one, without dropout, bias of its own or DoRA."""
     name = next(iter(layer.lora_A), None)
     return (
         name is not None
@@ -58,6 +58,7 @@ def _is_plain(layer: Any) -> bool:
         and not layer.lora_variant
         and not layer.lora_bias[name]
         and type(layer.base_layer) is torch.nn.Linear
+        and not any(p.requires_grad for p in layer.base_layer.parameters())
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
     )
 
@@ -85,11 +86,15 @@ def _attention(
     causal = settings.get("is_causal", getattr(module, "is_causal", True)) is not False
     other = attention_mask is not None or dropout or not causal
     other = other or any(settings.get(name) is not None for name in ("softcap", "position_bias"))
-    whole = length == key.shape[2] and 1 < length <= _LONGEST
+    many = query.shape[0] * query.shape[1] * length * length > _MOST
+    whole = length == key.shape[2] and length > 1 and not many
     if other or not whole or not torch.is_grad_enabled():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **settings
         )
+    if torch.is_autocast_enabled(query.device.type):  # with float32 parameters only v is bfloat16
+        low = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(low), key.to(low), value.to(low)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = CausalAttention.apply(query, key, value, scale)
     return out.transpose(1, 2).contiguous(), None

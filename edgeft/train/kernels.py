@@ -5,6 +5,7 @@ Each keeps only what its gradient needs and recomputes the rest. All work under 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -132,3 +133,41 @@ class CausalAttention(torch.autograd.Function):  # type: ignore[misc]
             grad_query = (scores @ key).view(query.shape)
             grad_key = scores.transpose(-1, -2) @ q
         return grad_query, grad_key, grad_value, None
+
+
+class CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """Sum of -log softmax(logits) at the targets, in float32, some rows at a time.
+
+    Next to the logits nothing of their size is kept: the gradient, softmax - one-hot, comes from
+    the rows' log-sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [n, vocabulary], targets int64 [n] -> float32 [], nats."""
+        targets = targets.unsqueeze(1)
+        found = []
+        with torch.autocast(logits.device.type, enabled=False):
+            for some, gold in _rows(logits, targets):
+                found.append(torch.log_softmax(some, -1, dtype=torch.float32).gather(1, gold))
+            of_gold = torch.cat(found)
+        ctx.save_for_backward(logits, targets, logits.gather(1, targets) - of_gold)
+        return -of_gold.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the logits."""
+        logits, targets, log_sums = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for some, gold, log_sum, into in _rows(logits, targets, log_sums, out):
+            p = (some - log_sum).exp_()
+            into.copy_(p.scatter_add_(1, gold, p.new_full((1, 1), -1).expand_as(gold)).mul_(grad))
+        return out, None
+
+
+def _rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors cut alike along their rows, such that a part of the first fits a CPU's cache."""
+    first = tensors[0]
+    elements = 1 << (20 if first.device.type == "cpu" else 26)
+    rows = max(1, elements // first.shape[1])
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
