@@ -7,7 +7,7 @@ Same model, same questions in the same batches in the same order, same starting 
 schedule and precision (bfloat16 products; float32 adapter, or float32 parameters where all are
 trained). The contenders take turns, each in a process of its own:
 
-- edgeft: its own training, as ``edgeft train`` runs it;
+- edgeft: its own training, as ``edgeft train`` runs it; and the same recomputing activations;
 - TRL as it comes: SFTTrainer's defaults, which recompute activations in the backward pass;
 - TRL, allocator: the same in edgeft's allocator set-up and without recomputing, its fastest.
 
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ WARM_UP = 5  # steps that ``steady`` leaves out
 
 def prepare(reference: str, steps: int, batch: int, folder: Path) -> dict[str, Any]:
     """The model folder and exactly ``steps`` batches of word problems as token ids."""
-    from dataclasses import asdict
-
     folder.mkdir(parents=True, exist_ok=True)
     base = model.resolve(reference, folder / "base")
     data = folder / "data"
@@ -80,13 +79,8 @@ def run_edgeft(job: dict[str, Any]) -> dict[str, Any]:
     logging.disable_progress_bar()
     out = Path(job["out"])
     facts = {"task": "wordmath", "stop": job["stop"], "max_new_tokens": 48}
-    plan = TrainSettings(**job["settings"])
-    marks = [0.0]
-    origin = time.perf_counter()
-    fit(
-        *(Path(job["base"]), Path(job["data"]), out, plan, facts, 0),
-        lambda *_, **__: marks.append(time.perf_counter() - origin),
-    )
+    plan = replace(TrainSettings(**job["settings"]), activation_checkpointing=job["recompute"])
+    fit(Path(job["base"]), Path(job["data"]), out, plan, facts, 0, lambda *_, **__: None)
     log = [row for row in rows(out / "log.jsonl") if "loss" in row]
     return {
         "loss": [row["loss"] for row in log],
@@ -273,7 +267,8 @@ def in_child(job: dict[str, Any], tuned: bool) -> dict[str, Any]:
 def contenders() -> dict[str, tuple[dict[str, Any], bool]]:
     """Name to what the child is told, and whether its allocator is set up as ours."""
     found: dict[str, tuple[dict[str, Any], bool]] = {
-        "edgeft": ({"role": "edgeft"}, True),
+        "edgeft": ({"role": "edgeft", "recompute": False}, True),
+        "edgeft, recomputing": ({"role": "edgeft", "recompute": True}, True),
         "TRL as it comes": ({"role": "trl", "defaults": True, "unsloth": False}, False),
         "TRL, allocator": ({"role": "trl", "defaults": False, "unsloth": False}, True),
     }
@@ -284,8 +279,6 @@ def contenders() -> dict[str, tuple[dict[str, Any], bool]]:
 
 def compare(method: str, arguments: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any]:
     """All contenders on one method, in turns."""
-    from dataclasses import asdict
-
     plan = settings(method, arguments.steps, arguments.batch, arguments.dtype)
     common = {**made, "settings": asdict(plan)}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders()}

@@ -16,7 +16,7 @@ from test_train import SHAPE, items
 from edgeft.prompts import Item
 from edgeft.train.batches import collate, completion_loss
 from edgeft.train.fast import quicken
-from edgeft.train.kernels import CausalAttention, GatedSilu, RmsNorm
+from edgeft.train.kernels import CausalAttention, CrossEntropy, GatedSilu, RmsNorm
 
 FAMILIES = {
     "Llama": {},
@@ -173,6 +173,23 @@ def test_norm_and_activation_gradients_by_numbers() -> None:
     plain = torch.nn.functional.rms_norm(wide, (16,), weight, 1e-5)
     for one, two in zip(found, torch.autograd.grad(plain.sin().sum(), (wide, weight)), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "vocabulary"), [(1, 97), (37, 97), (29, 120_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_cross_entropy(count: int, vocabulary: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(count, vocabulary)).to(dtype).requires_grad_()
+    targets = torch.randint(vocabulary, (count,))
+    found = CrossEntropy.apply(logits, targets)
+    (slope,) = torch.autograd.grad(3 * found, logits)
+    plain = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    (expected,) = torch.autograd.grad(3 * plain, logits)
+    assert found.dtype == torch.float32 and slope.dtype == dtype
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        slope, expected, rtol=1e-4 if dtype == torch.float32 else 2e-2, atol=1e-5
+    )
 
 
 def test_what_is_saved_is_as_before(tmp_path: Path) -> None:

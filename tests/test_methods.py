@@ -37,6 +37,7 @@ METHODS = {
     "pissa_niter": replace(FLOAT, init="pissa_niter_4", rslora=True),
     "olora": replace(FLOAT, init="olora"),
     "orthogonal": replace(FLOAT, init="orthogonal"),
+    "recomputing": replace(FLOAT, activation_checkpointing=True),
 }
 
 

@@ -108,9 +108,9 @@ def sentence(found: Forgetting) -> str:
     worse = low > 0 or found.accuracy_change_ci[1] < 0
     seen = "forgetting is visible" if worse else "no forgetting is visible"
     return (
-        f"{found.n} general questions, a smoke test without mathematics: {found.nll_change:+.2f} nats a token of "
-        f"the right answer ({low:+.2f} to {high:+.2f}), {100 * found.base.accuracy:.0f}% -> "
-        f"{100 * found.tuned.accuracy:.0f}% of them likeliest: {seen}."
+        f"{found.n} general questions, a smoke test without mathematics: the right answer costs "
+        f"{found.nll_change:+.2f} nats a token ({low:+.2f} to {high:+.2f}) and is the likeliest in "
+        f"{100 * found.base.accuracy:.0f}% -> {100 * found.tuned.accuracy:.0f}%: {seen}."
     )
 
 
@@ -121,9 +121,10 @@ def _nats_and_right(rows: list[dict[str, Any]]) -> dict[str, tuple[float, bool]]
         choices[question][choice] = row
     found = {}
     for question, rows_by_choice in choices.items():
-        right = rows_by_choice["0"]
-        best = max(rows_by_choice.values(), key=lambda row: row["logprob"] / row["bytes"])
-        found[question] = (-right["logprob"] / right["tokens"], best is right)
+        right = rows_by_choice.pop("0")
+        others = [row["logprob"] / row["bytes"] for row in rows_by_choice.values()]
+        likeliest = right["logprob"] / right["bytes"] > max(others)
+        found[question] = (-right["logprob"] / right["tokens"], likeliest)
     return found
 
 
