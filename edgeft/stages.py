@@ -318,7 +318,7 @@ def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
     request = {
         "folder": str(base),
         "out": str(out),
-        "splits": {**asdict(splits), "general": [asdict(q) for q in general.questions()]},
+        "splits": {**asdict(splits), general.SPLIT: [asdict(q) for q in general.questions()]},
         "shots": [asdict(shot) for shot in shots],
     }
     encoded = child.run("edgeft.prompts", request)[-1]

@@ -42,12 +42,12 @@ def damaged(folder: Path, out: Path) -> Path:
 
 def test_the_set_is_sound() -> None:
     questions = general.questions()
-    assert len(questions) == 3 * 40
-    assert len({q.question for q in questions}) == 40
+    assert len(questions) == 3 * 32
+    assert len({q.question for q in questions}) == 32
     for at in range(0, len(questions), 3):
         choices = [q.solution for q in questions[at : at + 3]]
         assert len(set(choices)) == 3
-        assert max(map(len, choices)) <= 3 * min(map(len, choices)) + 4
+        assert max(map(len, choices)) <= 1.5 * min(map(len, choices)) + 4
     assert not any(character.isdigit() for q in questions for character in q.question)
 
 
@@ -77,7 +77,7 @@ def test_forgetting_is_seen(tiny: Path, items: Path, tmp_path: Path) -> None:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(json.dumps({"made_from": weights}))
     found = forgetting(tmp_path)
-    assert found and found.n == 40
+    assert found and found.n == 32
     assert found.nll_change == pytest.approx(found.tuned.nll - found.base.nll)
     low, high = found.nll_change_ci
     assert 0 < low < found.nll_change < high
