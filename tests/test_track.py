@@ -36,6 +36,7 @@ def test_one_that_is_not_installed_is_one_clear_line(tmp_path: Path) -> None:
         train.tracker(missing[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_curves(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
