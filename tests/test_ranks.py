@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeft.train.record import rows
+from edgeft.train.record import last_checkpoint, rows
 
 SETTINGS = (
     "task.train=48",
@@ -103,6 +103,9 @@ def test_killed_and_resumed(tiny: Path, alone: Path, tmp_path: Path) -> None:
         for member in family:
             os.kill(member.pid, signal.SIGKILL)
     assert not (out / "train").exists()
+    checkpoint, step = last_checkpoint(out / "train.partial" / "checkpoints")
+    assert checkpoint and step >= 2
+    assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {p.name for p in checkpoint.iterdir()}
     done = call(train(launcher("torchrun"), tiny, out, 4))
     assert done.returncode == 0, done.stderr
     check_same(alone, out)

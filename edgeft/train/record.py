@@ -132,7 +132,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
             return
         if step == 0:
             raise UserError(f"the {name} is {value} before training: is the base model damaged?")
-        good, at = last_checkpoint(self.folders.checkpoints)
+        good, at = last_checkpoint(self.folders.checkpoints) if self.main else (None, 0)
         kept = f"; step {at} is kept in {good}" if good else ""
         lr = self.settings.peak_lr
         raise UserError(

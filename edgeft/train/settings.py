@@ -41,7 +41,8 @@ class TrainSettings:
 
     Attributes:
         lr: peak learning rate.
-        batch_size: examples in one forward pass of one process.
+        batch_size: examples in one forward pass of one process. Where the questions do not fill
+            the last step of several processes, some of them come twice there.
         gradient_accumulation_steps: forward passes an optimizer step.
         max_steps: ends earlier than ``epochs`` when given.
         alpha: LoRA's scaling is ``alpha / rank``, with ``rslora`` ``alpha / sqrt(rank)``
