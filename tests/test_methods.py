@@ -272,6 +272,13 @@ def test_out_of_memory_names_a_batch_that_fits(base: Path, data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"method": "magic"}, "method 'magic' is none of: full, lora, dora, qlora"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"heldout_points": 1}, "at least 2"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"dtype": "float16"}, "dtype 'float16'"),
         ({"init": "loftq"}, "init 'loftq' is none of"),
         ({"init": "pissa", "method": "qlora"}, "use method lora"),
         ({"init": "olora", "method": "dora"}, "use method lora"),
