@@ -85,6 +85,7 @@ def prepare(this: Run) -> None:
     inputs = {
         "edgeft": __version__,
         "task": asdict(settings),
+        "general": run.fingerprint({general.SPLIT: [asdict(q) for q in general.questions()]}),
         "seed": this.recipe.seed,
         "tokenizer": this.sha256(p for p in model.weight_files(base) if "token" in p.name),
         "template": this.sha256(base.glob("chat_template.jinja")),
