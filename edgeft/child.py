@@ -28,6 +28,13 @@ from edgeft.errors import UserError
 
 Event = dict[str, Any]
 _PATIENCE_S = 10.0
+_interrupted = threading.Event()
+
+
+def interrupt(*_: Any) -> None:
+    """The handler of Ctrl-C: Python drops an exception that comes while it cleans something up."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 class ChildDied(UserError):
@@ -67,6 +74,8 @@ def call(
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             for line in process.stdout:
+                if _interrupted.is_set():
+                    raise KeyboardInterrupt
                 event: Event = json.loads(line)
                 if event["event"] == "error":
                     raise UserError(event["message"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -337,6 +338,9 @@ def _options(
 
 def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2."""
+    from edgeft import child
+
+    signal.signal(signal.SIGINT, child.interrupt)
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -69,7 +69,12 @@ def _is_hub_id(name: str | None) -> bool:
 
 
 def merge(
-    base: Path, adapter: Path, heldout: Path, out: Path, kinds: Sequence[str], dtype: str
+    base: Path,
+    adapter: Path,
+    heldout: Path,
+    out: Path,
+    kinds: Sequence[str] = (ORIGINAL,),
+    dtype: str = "auto",
 ) -> None:
     """Write the merged model folder (float32) and ``merge.json`` into ``out``.
 
