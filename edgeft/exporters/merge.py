@@ -90,7 +90,7 @@ def merge(
     """
     items = read_items(heldout)
     facts = {kind: _merge(base, adapter, items, out / kind, kind, dtype) for kind in kinds}
-    chosen = min(facts, key=lambda kind: facts[kind].get("heldout_loss", 0.0))
+    chosen = min(facts, key=lambda kind: facts[kind]["heldout_loss"])
     for path in (out / chosen).iterdir():
         path.replace(out / path.name)
     for kind in kinds:
@@ -143,9 +143,8 @@ def _base_model(base: Path, kind: str, dtype: str) -> Any:
 
     if kind == ORIGINAL:
         return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
-    from edgeft.train.methods import load
+    from edgeft.train.methods import load, training_dtype
     from edgeft.train.settings import TrainSettings
-    from edgeft.train.worker import training_dtype
 
     trained = load(base, TrainSettings(method="qlora"), training_dtype(dtype))
     return trained.dequantize().float()

@@ -55,7 +55,7 @@ def advice(batch_size: int, accumulation: int, fits: Callable[[int], object]) ->
     return (
         f"out of memory at train.batch_size={batch_size}: {smaller} fits; with "
         f"--set train.batch_size={smaller} --set train.gradient_accumulation_steps={steps} "
-        "the result is about the same"
+        "every step sees the same questions"
     )
 
 

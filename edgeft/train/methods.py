@@ -62,6 +62,21 @@ def load(base: Path, settings: TrainSettings, dtype: torch.dtype) -> Any:
     return model
 
 
+def training_dtype(wanted: str) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        try:
+            flags = set(Path("/proc/cpuinfo").read_text().split())
+        except OSError:
+            flags = set()
+        fast = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
+    return torch.bfloat16 if fast else torch.float32
+
+
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     """QLoRA's storage (Dettmers et al. 2023): NF4, the scales quantized again; products in dtype."""
     return BitsAndBytesConfig(

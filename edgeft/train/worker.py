@@ -28,7 +28,7 @@ from edgeft.train.batches import SortedBatches, collate, completion_loss, length
 from edgeft.train.fast import quicken
 from edgeft.train.heldout import read_heldout
 from edgeft.train.memory import advice, is_out_of_memory, limit_memory
-from edgeft.train.methods import finish, prepared
+from edgeft.train.methods import finish, prepared, training_dtype
 from edgeft.train.record import (
     POINT,
     Emit,
@@ -148,21 +148,6 @@ def _what_fits(trainer: _Trainer, items: list[Item], settings: TrainSettings, pa
     return advice(settings.batch_size, settings.gradient_accumulation_steps, step)
 
 
-def training_dtype(wanted: str) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it, else float32."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        try:
-            flags = set(Path("/proc/cpuinfo").read_text().split())
-        except OSError:
-            flags = set()
-        fast = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
-    return torch.bfloat16 if fast else torch.float32
-
-
 def _questions(path: Path) -> list[Item]:
     items = read_items(path)
     if not items:
@@ -178,10 +163,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatches:
         lengths = [length(item) for item in self.train_dataset]
-        # All processes' batches of one step are neighbours, as one process with a batch as large
-        # would have them.
-        batch_size = self.args.train_batch_size * self.args.world_size
-        return SortedBatches(lengths, batch_size, self.args.seed)
+        # All batches of one step are neighbours, as one batch as large would have them.
+        batches = self.args.world_size * self.args.gradient_accumulation_steps
+        return SortedBatches(lengths, self.args.train_batch_size * batches, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
