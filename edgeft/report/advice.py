@@ -21,9 +21,11 @@ def advice(host: Benefit, recipe: dict[str, Any], train: dict[str, Any]) -> list
     if host.verdict is None:
         return []
     settings = recipe.get("train") or {}
-    elsewhere = recipe.get("adapter")  # then the recipe's settings were not its own
-    method = None if elsewhere else train.get("method") or settings.get("method")
-    lr = None if elsewhere else settings.get("lr")
+    if recipe.get(
+        "adapter"
+    ):  # trained elsewhere: our settings, and an earlier training, are not its
+        settings, train = {}, {}
+    method, lr = train.get("method") or settings.get("method"), settings.get("lr")
     parameters = train.get("parameters")
     said = []
     if method == "full" and (parameters is None or parameters < _FULL_FROM):
