@@ -35,7 +35,7 @@ Prompts = list[list[int]]
 
 def questions(gguf: Path, count: int) -> Prompts:
     """Word problems in the file's own chat template, as token ids."""
-    made = tasks.find("wordmath").make(tasks.Sizes(0, 0, count), 0).evaluation
+    made = tasks.find("wordmath").make(tasks.TaskSettings("wordmath", 0, 0, count), 0).evaluation
     session = ours.open_session(gguf, threads=1, context=8, parallel=1)
     template = ours.chat_template(session) or "{{ messages[0].content }}\n"
     # The tokenizer puts a BOS in front where the file asks for one.

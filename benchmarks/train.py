@@ -47,7 +47,7 @@ def prepare(reference: str, steps: int, batch: int, folder: Path) -> dict[str, A
     base = model.resolve(reference, folder / "base")
     data = folder / "data"
     data.mkdir()
-    sizes = tasks.Sizes(train=steps * batch, heldout=1, evaluation=1)
+    sizes = tasks.TaskSettings(train=steps * batch, heldout=1, evaluation=1)
     splits = asdict(tasks.find("wordmath").make(sizes, 0))
     request = {"folder": str(base), "out": str(data), "splits": splits}
     stop = child.run("edgeft.prompts", request)[-1]["stop"]

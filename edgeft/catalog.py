@@ -1,7 +1,7 @@
-"""Export targets and devices: one TOML each, the user's own first, then the shipped ones.
+"""Export targets and devices, one TOML each, and recipes, one YAML each.
 
-The user's own lie in ``export/`` and ``devices/`` of the working folder, or of
-``~/.config/edgeft`` (``$XDG_CONFIG_HOME/edgeft``).
+The user's own come first, then the shipped ones: they lie in ``export/``, ``devices/`` and
+``recipes/`` of the working folder, or of ``~/.config/edgeft`` (``$XDG_CONFIG_HOME/edgeft``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Entry = TypeVar("Entry", Target, Device)
 
 
 def folders(kind: str) -> list[Path]:
-    """Where entries of a kind (``"export"`` or ``"devices"``) are looked for, first wins."""
+    """Where entries of a kind (the name of its folder) are looked for, first wins."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     package = Path(__file__).parent
     shipped = package / f"_{kind}"  # in a wheel; beside the package in a checkout
@@ -92,10 +92,35 @@ def find_device(name: str) -> Device:
     return known[name]
 
 
-def _files(kind: str) -> dict[str, Path]:
+def recipes() -> dict[str, Path]:
+    """Every recipe file by name."""
+    return _files("recipes", "*.yaml")
+
+
+def find_recipe(reference: Path) -> Path:
+    """The recipe file that is meant: by its path, or by its name in the catalogue.
+
+    Raises:
+        UserError: there is none.
+    """
+    if reference.suffix or reference.exists() or len(reference.parts) > 1:
+        return reference
+    known = recipes()
+    if reference.name not in known:
+        raise UserError(f"unknown recipe '{reference}'{near(reference.name, list(known))}")
+    return known[reference.name]
+
+
+def about(path: Path) -> str:
+    """What a recipe file says about itself: the comment in its first line."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _files(kind: str, pattern: str = "*.toml") -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in reversed(folders(kind)):
-        found |= {path.stem: path for path in sorted(folder.glob("*.toml"))}
+        found |= {path.stem: path for path in sorted(folder.glob(pattern))}
     return found
 
 

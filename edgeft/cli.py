@@ -6,17 +6,40 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeft import __version__
 from edgeft.errors import UserError
+from edgeft.options import (
+    Adapter,
+    Batch,
+    Data,
+    Json,
+    Keep,
+    Limit,
+    LlamaCpp,
+    Method,
+    Model,
+    Out,
+    RecipeFile,
+    RunFolder,
+    Seed,
+    Set,
+    Shots,
+    Targets,
+    TaskName,
+    Track,
+    default_out,
+    flags,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
-    from edgeft.recipe import Recipe
+    from edgeft.recipe import BenchSettings
 
 app = typer.Typer(
     help="Fine-tune a small language model, ship it, and know whether the benefit survived.",
@@ -27,32 +50,6 @@ app = typer.Typer(
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
-RecipeFile = Annotated[Path | None, typer.Argument(help="A recipe (YAML); none: the default one.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Out = Annotated[Path | None, typer.Option(help="The run directory.")]
-Model = Annotated[str | None, typer.Option(help="Hub id, model folder, GGUF file or smollm2-135m.")]
-TaskName = Annotated[str | None, typer.Option("--task", help="A task; see edgeft tasks.")]
-Method = Annotated[str | None, typer.Option(help="How to train: full, lora, dora or qlora.")]
-Keep = Annotated[str | None, typer.Option(help="Weights to keep: best (held-out loss) or last.")]
-Shots = Annotated[int | None, typer.Option(help="Worked examples before each evaluation question.")]
-Track = Annotated[
-    str | None, typer.Option(help="Follow training in tensorboard, wandb or trackio too.")
-]
-Adapter = Annotated[Path | None, typer.Option(help="A PEFT adapter, instead of training.")]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option("--target", help="A target or a format; see edgeft targets. Repeatable."),
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of questions and training.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as train.lr=1e-4."),
-]
-LlamaCpp = Annotated[
-    Path | None, typer.Option("--llama-cpp", help="A llama.cpp checkout: use its converter.")
-]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
-
 
 @app.command()
 def run(
@@ -60,10 +57,13 @@ def run(
     out: Out = None,
     model: Model = None,
     task: TaskName = None,
+    data: Data = None,
+    limit: Limit = None,
     method: Method = None,
     adapter: Adapter = None,
     target: Targets = None,
     shots: Shots = None,
+    batch: Batch = None,
     keep: Keep = None,
     track: Track = None,
     seed: Seed = None,
@@ -79,11 +79,11 @@ def run(
     if ranks.is_follower():
         ranks.follow()
         return
-    flags = _flags(model, task, seed, method=method, keep=keep, shots=shots, track=track)
-    flags |= _sources(adapter, target, llama_cpp)
-    given = _recipe(recipe_file, flags, set_)
+    said = flags(model, task, seed, data=data, limit=limit, method=method, keep=keep, shots=shots)
+    said |= flags(adapter=adapter, targets=target, llama_cpp=llama_cpp, batch=batch, track=track)
+    given = recipe_of(recipe_file, said, set_)
     targets = catalog.find_targets(given.export.targets)
-    with stages.opened(out or _default_out(recipe_file), given) as this:
+    with stages.opened(out or default_out(recipe_file), given) as this:
         stages.prepare(this)
         stages.train(this)
         stages.merged(this)
@@ -105,6 +105,8 @@ def train(
     out: Out = None,
     model: Model = None,
     task: TaskName = None,
+    data: Data = None,
+    limit: Limit = None,
     method: Method = None,
     shots: Shots = None,
     keep: Keep = None,
@@ -119,9 +121,9 @@ def train(
     if ranks.is_follower():
         ranks.follow()
         return
-    flags = _flags(model, task, seed, method=method, keep=keep, shots=shots, track=track)
-    given = _recipe(recipe_file, flags, set_)
-    with stages.opened(out or _default_out(recipe_file), given) as this:
+    said = flags(model, task, seed, data=data, limit=limit, method=method, keep=keep, shots=shots)
+    given = recipe_of(recipe_file, said | flags(track=track), set_)
+    with stages.opened(out or default_out(recipe_file), given) as this:
         stages.prepare(this)
         stages.train(this)
         stages.merged(this)
@@ -137,6 +139,8 @@ def export(
     model: Model = None,
     adapter: Adapter = None,
     task: TaskName = None,
+    data: Data = None,
+    limit: Limit = None,
     shots: Shots = None,
     out: Out = None,
     set_: Set = None,
@@ -151,9 +155,12 @@ def export(
         if not (model and adapter):
             raise UserError("give a run directory, or --model BASE --adapter DIR")
         run_folder = out or Path("runs") / adapter.resolve().name
-        flags = _flags(model, task, None, shots=shots) | _sources(adapter, target, llama_cpp)
-        given = _recipe(None, flags, set_)
-    elif model or adapter or task or shots is not None or out or set_ or llama_cpp:
+        said = flags(model, task, data=data, limit=limit, shots=shots, adapter=adapter)
+        said |= flags(targets=target, llama_cpp=llama_cpp)
+        given = recipe_of(None, said, set_)
+    elif flags(model, task, data=data, limit=limit, shots=shots, adapter=adapter) or (
+        out or set_ or llama_cpp
+    ):
         raise UserError("a run directory brings its own model, adapter, task and settings")
     with stages.opened(run_folder, given) as this:
         targets = catalog.find_targets(target or this.recipe.export.targets)
@@ -173,15 +180,22 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Where a bundle's results go; else BUNDLE/bench.")
     ] = None,
+    batch: Batch = None,
     as_json: Json = False,
 ) -> None:
     """Score and time what is exported: every target of a run, or one bundle."""
-    from edgeft import catalog, stages
+    from edgeft import catalog, recipe, run, stages
 
     if (folder / "manifest.json").is_file():
-        _bench_bundle(folder, out or folder / "bench", (device or ["local"])[0], as_json)
+        settings = recipe.BenchSettings()
+        settings = replace(settings, parallel=batch or settings.parallel)
+        _bench_bundle(folder, out or folder / "bench", (device or ["local"])[0], settings, as_json)
         return
-    with stages.opened(folder) as this:
+    given = None
+    if batch:  # the run keeps it, so that the same command without it changes nothing
+        again = [f"bench.parallel={batch}", f"bench.host_parallel={batch}"]
+        given = recipe.load(run.check(folder) / "recipe.yaml", again)
+    with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)
         for name in device or this.recipe.bench.devices:
@@ -189,12 +203,13 @@ def bench(
         _report(this.path, as_json)
 
 
-def _bench_bundle(bundle: Path, out: Path, device: str, as_json: bool) -> None:
+def _bench_bundle(
+    bundle: Path, out: Path, device: str, settings: BenchSettings, as_json: bool
+) -> None:
     from edgeft import catalog, stages, survival
-    from edgeft.recipe import BenchSettings
     from edgeft.report.build import read_results
 
-    stages.bench_bundle(bundle, out, BenchSettings(), catalog.find_device(device))
+    stages.bench_bundle(bundle, out, settings, catalog.find_device(device))
     score = survival.score([r for r in read_results(out) or [] if not r.group])
     facts = asdict(score) | json.loads((out / "latency.json").read_text())
     if as_json:
@@ -229,56 +244,44 @@ def tasks(as_json: Json = False) -> None:
 
 
 @app.command()
+def recipes(as_json: Json = False) -> None:
+    """The recipes that come with edgeft, by the name that edgeft run takes."""
+    from edgeft import catalog
+
+    rows = [(name, catalog.about(path)) for name, path in catalog.recipes().items()]
+    _table(("recipe", "about"), rows, as_json)
+
+
+@app.command()
+def prompt(
+    recipe_file: RecipeFile = None,
+    model: Model = None,
+    task: TaskName = None,
+    data: Data = None,
+    shots: Shots = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Questions of each split.")] = 1,
+    seed: Seed = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Exactly what the model sees: text, token ids, and in colour what training learns from."""
+    from edgeft import preview
+
+    said = flags(model, task, seed, data=data, shots=shots, limit=max(count, preview.POOL))
+    shown = preview.preview(recipe_of(recipe_file, said, set_), count)
+    if as_json:
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        preview.show(shown)
+
+
+@app.command()
 def devices(as_json: Json = False) -> None:
     """Where artifacts are scored."""
     from edgeft import catalog
 
     rows = [(d.name, d.transport, d.about) for d in catalog.devices().values()]
     _table(("device", "transport", "about"), rows, as_json)
-
-
-def _flags(
-    model: str | None,
-    task: str | None,
-    seed: int | None,
-    *,
-    method: str | None = None,
-    keep: str | None = None,
-    shots: int | None = None,
-    track: str | None = None,
-) -> dict[str, Any]:
-    """What options say, by the recipe's keys; None where one was not given."""
-    return {
-        "model": model,
-        "task.name": task,
-        "task.shots": shots,
-        "train.method": method,
-        "train.keep": keep,
-        "track": track,
-        "seed": seed,
-    }
-
-
-def _sources(
-    adapter: Path | None, targets: list[str] | None, llama_cpp: Path | None
-) -> dict[str, Any]:
-    return {
-        "adapter": str(adapter) if adapter else None,
-        "export.targets": targets,
-        "export.llama_cpp": str(llama_cpp) if llama_cpp else None,
-    }
-
-
-def _recipe(file: Path | None, flags: dict[str, Any], overrides: list[str] | None) -> Recipe:
-    from edgeft import catalog, recipe
-    from edgeft import tasks as known
-
-    settings = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    settings += overrides or []
-    given = recipe.load(file, settings) if file else recipe.parse("", settings)
-    known.find(given.task.name)
-    catalog.find_targets(given.export.targets)
-    return given
 
 
 def _failure(work: Callable[[], None]) -> UserError | None:
@@ -288,10 +291,6 @@ def _failure(work: Callable[[], None]) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def _default_out(recipe_file: Path | None) -> Path:
-    return Path("runs") / (recipe_file.stem if recipe_file else "default")
 
 
 def _report(path: Path, as_json: bool) -> None:

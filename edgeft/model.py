@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,29 @@ def resolve(reference: str, out: Path) -> Path:
     return out
 
 
-def _download(hub_id: str) -> Path:
+def tokenizer_folder(reference: str, out: Path) -> Path:
+    """A folder with the model's configuration and tokenizer, without its weights if that is cheaper.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    place = source(reference)
+    if isinstance(place, str):
+        return _download(place, [p for p in HUB_FILES if p != "*.safetensors"])
+    if place.is_dir():
+        return place
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.from_gguf(_gguf_fields(place), out)
+    return out
+
+
+def _download(hub_id: str, patterns: Sequence[str] = HUB_FILES) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError("loading from the hub needs: pip install 'edgeft[train]'") from error
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises a dozen kinds, all about one thing
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load {hub_id} from the hub: {reason}") from error
@@ -103,15 +119,10 @@ def from_gguf(path: Path, out: Path) -> None:
         UserError: the file is truncated, or of an architecture or tokenizer that we cannot read.
     """
     import torch
-    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    try:
-        fields = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
-    except (ValueError, IndexError, OSError) as error:
-        raise UserError(f"{path} is truncated or not a GGUF file: fetch it again") from error
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.from_gguf(fields, out)
+    tokenizer.from_gguf(_gguf_fields(path), out)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -125,6 +136,15 @@ def from_gguf(path: Path, out: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(out)
+
+
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        return {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+    except (ValueError, IndexError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a GGUF file: fetch it again") from error
 
 
 def config(folder: Path) -> dict[str, Any]:

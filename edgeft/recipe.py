@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,29 +14,12 @@ from typing import Any, get_type_hints
 import yaml
 
 from edgeft.errors import UserError, near
+from edgeft.tasks import filled, find
+from edgeft.tasks.settings import TaskSettings
 from edgeft.train.settings import TrainSettings
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 MERGES = ("auto", "original", "dequantized")
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """How many questions: to train on, held out for the loss, evaluated, and of unseen templates.
-
-    ``shots``: worked training questions in front of each evaluation question (in-context learning).
-    """
-
-    name: str = "wordmath"
-    train: int = 960
-    heldout: int = 48
-    evaluation: int = 200
-    unseen: int = 24
-    shots: int = 0
-
-    def __post_init__(self) -> None:
-        if self.shots < 0:
-            raise ValueError("shots must not be negative")
 
 
 @dataclass(frozen=True)
@@ -62,10 +45,16 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How artifacts are scored and timed. ``parallel``: sequences in one batch, and on the host."""
+    """How artifacts are scored and timed.
+
+    Attributes:
+        max_new_tokens: tokens that an answer may take; None: what the task says.
+        parallel: sequences in one batch; 1 leaves nothing to rounding.
+        host_parallel: the same on the host.
+    """
 
     devices: list[str] = field(default_factory=lambda: ["local"])
-    max_new_tokens: int = 48
+    max_new_tokens: int | None = None
     parallel: int = 32
     host_parallel: int = 96
     latency_prompt_tokens: int = 128
@@ -110,15 +99,29 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: the file, a key or a value is wrong; the line is named.
     """
+    return parse(_text(path, "recipe"), overrides, str(path))
+
+
+def _text(path: Path, what: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    return parse(text, overrides, str(path))
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
 
 
 def parse(text: str, overrides: Iterable[str] = (), name: str = "recipe") -> Recipe:
     """A recipe from YAML text; ``name`` is what errors call it."""
+    data, where = _mapping(text, name, "a recipe is a mapping such as 'model: smollm2-135m'")
+    for override in overrides:
+        path, value = _override(override)
+        where[path] = f"--set {override}"
+        _put(data, path, value, override)
+    recipe: Recipe = _build(Recipe, data, where, name)
+    return recipe
+
+
+def _mapping(text: str, name: str, hint: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """A YAML mapping, and where each of its keys stands."""
     try:
         data = yaml.safe_load(text) or {}
         lines = _lines(yaml.compose(text))
@@ -126,13 +129,39 @@ def parse(text: str, overrides: Iterable[str] = (), name: str = "recipe") -> Rec
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{name}, line {line}: {error.problem}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{name}: a recipe is a mapping such as 'model: smollm2-135m'")
-    where = {path: f"{name}, line {line}" for path, line in lines.items()}
-    for override in overrides:
-        path, value = _override(override)
-        where[path] = f"--set {override}"
-        _put(data, path, value, override)
-    return _build(data, where, name)
+        raise UserError(f"{name}: {hint}")
+    return data, {path: f"{name}, line {line}" for path, line in lines.items()}
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with its task's file read, its data's path absolute and the task's own numbers.
+
+    Raises:
+        UserError: there is no such task, or its file is wrong.
+    """
+    task = recipe.task
+    if Path(task.name).suffix in (".yaml", ".yml"):
+        task = _task_file(Path(task.name), task)
+    if task.data and (path := Path(task.data).expanduser()).exists():
+        task = replace(task, data=str(path.resolve()))
+    new = recipe.bench.max_new_tokens or find(task.name).max_new_tokens
+    return replace(recipe, task=filled(task), bench=replace(recipe.bench, max_new_tokens=new))
+
+
+def _task_file(path: Path, given: TaskSettings) -> TaskSettings:
+    """A task's settings from its own file; what the recipe says besides goes first."""
+    data, where = _mapping(
+        _text(path, "task"), str(path), "a task is a mapping such as 'data: my.jsonl'"
+    )
+    found: TaskSettings = _build(TaskSettings, {"name": "jsonl", **data}, where, str(path))
+    if found.data and (beside := path.parent / found.data).exists():
+        found = replace(found, data=str(beside))
+    said = {
+        f.name: value
+        for f in fields(given)
+        if f.name != "name" and (value := getattr(given, f.name)) != getattr(TaskSettings(), f.name)
+    }
+    return replace(found, **said)
 
 
 def dump(recipe: Recipe) -> str:
@@ -168,13 +197,12 @@ def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
-def _build(data: dict[str, Any], where: Mapping[tuple[str, ...], str], name: str) -> Recipe:
+def _build(kind: Any, data: dict[str, Any], where: Mapping[tuple[str, ...], str], name: str) -> Any:
     from pydantic import ValidationError
 
-    _check_keys(Recipe, data, where, name, ())
+    _check_keys(kind, data, where, name, ())
     try:
-        recipe: Recipe = _adapter().validate_python(data)
-        return recipe
+        return _adapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])
@@ -201,8 +229,8 @@ def _check_keys(
 
 
 @lru_cache
-def _adapter() -> Any:
+def _adapter(kind: Any) -> Any:
     # YAML 1.1 reads 1e-4 as text; pydantic makes the number of it.
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Recipe)
+    return TypeAdapter(kind)

@@ -81,18 +81,32 @@ def prepare(this: Run) -> None:
     exporters.check_supported(base, targets, checkout(this))
     if this.recipe.adapter:
         merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, this.weights_id("base"))
-    settings = this.recipe.task
+    room = {
+        "context": model.config(base).get("max_position_embeddings"),
+        "new": new_tokens(this),
+    }
     inputs = {
         "edgeft": __version__,
-        "task": asdict(settings),
+        "task": asdict(this.recipe.task),
+        "sources": _data_files(this),
         "general": run.fingerprint({general.SPLIT: [asdict(q) for q in general.questions()]}),
         "seed": this.recipe.seed,
+        "room": room,
         "tokenizer": this.sha256(p for p in model.weight_files(base) if "token" in p.name),
         "template": this.sha256(base.glob("chat_template.jinja")),
     }
-    task = tasks.find(settings.name)
-    cached("questions", this.path / "data", inputs, lambda out, _: _encode(this, task, base, out))
-    _check_context(this, base)
+    data = this.path / "data"
+    cached("questions", data, inputs, lambda out, _: _encode(this, base, room, out))
+    for reason, count in json.loads((data / "data.json").read_text()).get("left_out", {}).items():
+        say(f"· {count:,} questions left out: {reason}")
+
+
+def _data_files(this: Run) -> dict[str, str]:
+    """The files that the questions come from, if they are local ones."""
+    path = Path(this.recipe.task.data or "")
+    if not this.recipe.task.data or not path.exists():
+        return {}
+    return this.sha256([path] if path.is_file() else (p for p in path.rglob("*") if p.is_file()))
 
 
 def train(this: Run) -> None:
@@ -109,8 +123,9 @@ def train(this: Run) -> None:
     known = json.loads((data / "data.json").read_text())
     facts = {
         "task": known["task"],
+        "pattern": known.get("pattern"),
         "stop": known["stop"],
-        "max_new_tokens": this.recipe.bench.max_new_tokens,
+        "max_new_tokens": new_tokens(this),
     }
     inputs = {
         "base": this.weights_id("base"),
@@ -187,7 +202,8 @@ def bench_host(this: Run) -> None:
             evaluation=data / "evaluation.jsonl",
             tokenizer=data / "tokenizer" / "tokenizer.json",
             task=facts["task"],
-            max_new_tokens=this.recipe.bench.max_new_tokens,
+            pattern=facts.get("pattern"),
+            max_new_tokens=new_tokens(this),
             stop=facts["stop"],
             context=context(this),
             parallel=this.recipe.bench.host_parallel,
@@ -197,6 +213,7 @@ def bench_host(this: Run) -> None:
             "evaluation": this.sha256([job.evaluation]),
             "max_new_tokens": job.max_new_tokens,
             "stop": job.stop,
+            "parallel": job.parallel,
         }
 
         def work(out: Path, update: Update, job: bench.Job = job) -> None:
@@ -310,44 +327,37 @@ def checkout(this: Run) -> Path | None:
     return Path(this.recipe.export.llama_cpp) if this.recipe.export.llama_cpp else None
 
 
-def _encode(this: Run, task: tasks.Task, base: Path, out: Path) -> None:
-    sizes = this.recipe.task
-    splits = task.make(
-        tasks.Sizes(sizes.train, sizes.heldout, sizes.evaluation, sizes.unseen), this.recipe.seed
-    )
-    shots = tasks.draw_shots(splits.train, sizes.shots, this.recipe.seed)
+def _encode(this: Run, base: Path, room: dict[str, Any], out: Path) -> None:
+    settings = this.recipe.task
     request = {
         "folder": str(base),
         "out": str(out),
-        "splits": {**asdict(splits), general.SPLIT: [asdict(q) for q in general.questions()]},
-        "shots": [asdict(shot) for shot in shots],
+        "task": asdict(settings),
+        "seed": this.recipe.seed,
+        "room": room,
     }
     encoded = child.run("edgeft.prompts", request)[-1]
     run.write_json(
         out / "data.json",
-        {"task": task.name, "stop": encoded["stop"], "chat_template": encoded["chat"]},
+        {
+            "task": settings.name,
+            "pattern": settings.pattern,
+            "stop": encoded["stop"],
+            "chat_template": encoded["chat"],
+            "questions": encoded["counts"],
+            "left_out": encoded["left_out"],
+        },
     )
+
+
+def new_tokens(this: Run) -> int:
+    """Tokens that an answer may take."""
+    return this.recipe.bench.max_new_tokens or tasks.find(this.recipe.task.name).max_new_tokens
 
 
 def context(this: Run) -> int:
     """Tokens that any question can need: the longest prompt and the longest continuation."""
-    return sum(_longest(this))
-
-
-def _longest(this: Run) -> tuple[int, int]:
-    """Tokens of the longest prompt, and those that may follow one."""
     items = read_items(this.path / "data" / "evaluation.jsonl")
     longest_gold = max((len(item.gold) for item in items), default=0)
-    new = max(this.recipe.bench.max_new_tokens, longest_gold)
-    return max((len(item.prompt) for item in items), default=0), new
-
-
-def _check_context(this: Run, base: Path) -> None:
-    prompt, new = _longest(this)
-    limit = model.config(base).get("max_position_embeddings")
-    if limit is not None and prompt + new > limit:
-        raise UserError(
-            f"the longest prompt has {prompt} tokens and {new} more may follow, but "
-            f"{this.recipe.model} was made for {limit} in all: lower task.shots "
-            f"({this.recipe.task.shots}) or bench.max_new_tokens ({this.recipe.bench.max_new_tokens})"
-        )
+    new = max(new_tokens(this), longest_gold)
+    return max((len(item.prompt) for item in items), default=0) + new

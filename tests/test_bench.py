@@ -21,6 +21,7 @@ from edgeft.bench.accuracy import read_rows
 from edgeft.errors import UserError
 from edgeft.prompts import Item
 from edgeft.runtimes import llama_cpp
+from edgeft.tasks.answers import read_number
 
 COUNT = 10
 NEW = 16
@@ -38,7 +39,7 @@ def bundle(embedded_gguf: Path, tiny: Path, tmp_path_factory: pytest.TempPathFac
     (folder / "model.gguf").symlink_to(embedded_gguf)
     (folder / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
     session = llama_cpp.open_session(embedded_gguf, threads=1, context=8, parallel=1)
-    made = tasks.find("wordmath").make(tasks.Sizes(0, 0, COUNT), 0).evaluation
+    made = tasks.find("wordmath").make(tasks.TaskSettings("wordmath", 0, 0, COUNT), 0).evaluation
     with (folder / "evaluation.jsonl").open("w") as out:
         for q in made:
             prompt = llama_cpp.tokenize(session, f"Question: {q.question}\nAnswer:", special=True)
@@ -89,9 +90,8 @@ def test_every_question_has_a_whole_line(whole: Path, bundle: Path) -> None:
     rows = by_id(whole / "results.jsonl")
     items = {row["id"]: row for row in read_rows(bundle / "evaluation.jsonl")}
     assert rows.keys() == items.keys()
-    read = tasks.find("wordmath").read
     for name, row in rows.items():
-        assert row["answer"] == read(row["text"])
+        assert row["answer"] == read_number(row["text"])
         assert row["correct"] == (row["answer"] == items[name]["answer"])
         assert (row["finish"] == "length") == (len(row["tokens"]) == NEW)
         assert row["gold_tokens"] == len(items[name]["gold"]) and row["gold_logprob"] < 0

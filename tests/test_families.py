@@ -16,7 +16,7 @@ from edgeft import prompts, tasks
 from edgeft.errors import UserError
 from edgeft.exporters import gguf, gguf_tokenizer, verify
 
-SIZES = tasks.Sizes(train=400, heldout=0, evaluation=12)
+SIZES = tasks.TaskSettings(train=400, heldout=0, evaluation=12)
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama": {"num_hidden_layers": 2, "num_key_value_heads": 2, "tie_word_embeddings": False},
     # Seven layers: the sixth sees all positions, the others a window shorter than the prompts.

@@ -16,6 +16,7 @@ from edgeft.errors import UserError
 from edgeft.exporters import gguf
 from edgeft.prompts import Item, read_items
 from edgeft.runtimes import common_prefix, open_session
+from edgeft.tasks.answers import read_number
 
 SHOTS = 3
 NEW = 8
@@ -23,7 +24,7 @@ NEW = 8
 
 @pytest.fixture(scope="module")
 def wordmath() -> tasks.Splits:
-    return tasks.find("wordmath").make(tasks.Sizes(100, 4, 6), 0)
+    return tasks.find("wordmath").make(tasks.TaskSettings("wordmath", 100, 4, 6), 0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def items(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Item]:
     out = tmp_path_factory.mktemp("shots")
-    prompts.encode(roomy, {"evaluation": wordmath.evaluation}, out, few)
+    prompts.encode(roomy, {"evaluation": wordmath.evaluation}, out, prompts.Form(few))
     return read_items(out / "evaluation.jsonl")
 
 
@@ -82,15 +83,14 @@ def test_without_a_template_they_are_paragraphs(
     config = json.loads((bare / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     (bare / "tokenizer_config.json").write_text(json.dumps(config))
-    prompts.encode(bare, {"evaluation": wordmath.evaluation}, tmp_path, few)
+    prompts.encode(bare, {"evaluation": wordmath.evaluation}, tmp_path, prompts.Form(few))
     item = read_items(tmp_path / "evaluation.jsonl")[0]
     examples = [f"Question: {q.question}\nAnswer: {q.solution}\n\n" for q in few]
     assert item.text == "".join(examples) + f"Question: {item.question}\nAnswer:"
     # Such a model goes on with a question of its own, whose answer is not the one asked for.
-    read = tasks.find("wordmath").read
     went_on = f" {few[0].solution}\n\n{examples[1]}"
-    assert read(went_on) == few[1].answer != few[0].answer
-    assert read(prompts.own_answer(went_on)) == few[0].answer
+    assert read_number(went_on) == few[1].answer != few[0].answer
+    assert read_number(prompts.own_answer(went_on)) == few[0].answer
 
 
 def test_what_is_trained_on_has_none(
@@ -103,7 +103,7 @@ def test_what_is_trained_on_has_none(
     }
     for name, shots in (("none", []), ("few", few)):
         (tmp_path / name).mkdir()
-        prompts.encode(roomy, splits, tmp_path / name, shots)
+        prompts.encode(roomy, splits, tmp_path / name, prompts.Form(shots))
     same = [
         (tmp_path / "none" / f"{split}.jsonl").read_bytes()
         == (tmp_path / "few" / f"{split}.jsonl").read_bytes()

@@ -9,8 +9,8 @@ from itertools import combinations
 import pytest
 
 from edgeft.errors import UserError
-from edgeft.tasks import Question, Sizes, Splits, find
-from edgeft.tasks.wordmath import HIGHEST, UNSEEN_GROUP, draw, make, normalized
+from edgeft.tasks import Question, Splits, TaskSettings, find, normalized
+from edgeft.tasks.wordmath import HIGHEST, UNSEEN_GROUP, draw, make
 from edgeft.tasks.wordmath_templates import INSTRUCTION, TRAIN, UNSEEN, Template
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -18,7 +18,7 @@ EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    return make(Sizes(train=4000, heldout=300, evaluation=1000, unseen=500), seed=0)
+    return make(TaskSettings(train=4000, heldout=300, evaluation=1000, unseen=500), seed=0)
 
 
 def everything(splits: Splits) -> list[Question]:
@@ -44,20 +44,20 @@ def test_sizes_groups_and_ids(splits: Splits) -> None:
 
 
 def test_same_seed_same_questions() -> None:
-    sizes = Sizes(train=50, heldout=10, evaluation=20, unseen=10)
+    sizes = TaskSettings(train=50, heldout=10, evaluation=20, unseen=10)
     assert make(sizes, 3) == make(sizes, 3)
     assert make(sizes, 3) != make(sizes, 4)
 
 
 def test_golden_first_questions() -> None:
     """Changing any of these makes earlier runs' scores incomparable: do it knowingly."""
-    splits = make(Sizes(train=40, heldout=40, evaluation=40, unseen=40), seed=0)
-    text = repr([astuple(question) for question in everything(splits)])
+    splits = make(TaskSettings(train=40, heldout=40, evaluation=40, unseen=40), seed=0)
+    text = repr([astuple(question)[:5] for question in everything(splits)])
     assert sha256(text.encode()).hexdigest()[:16] == "04cfd8dfc52eaa77"
 
 
 def test_other_sizes_leave_the_evaluation_alone(splits: Splits) -> None:
-    small = make(Sizes(train=7, heldout=0, evaluation=100, unseen=30), seed=0)
+    small = make(TaskSettings(train=7, heldout=0, evaluation=100, unseen=30), seed=0)
     assert small.evaluation[:100] == splits.evaluation[:100]
     assert small.evaluation[100:] == splits.evaluation[1000:1030]
     assert small.train == splits.train[:7]
@@ -72,7 +72,7 @@ def test_evaluation_disjoint_across_seeds(splits: Splits) -> None:
     trained = {normalized(q.question) for q in splits.train}
     held = {normalized(q.question) for q in splits.heldout}
     for seed in range(1, 6):
-        other = make(Sizes(train=0, heldout=0, evaluation=1000, unseen=300), seed)
+        other = make(TaskSettings(train=0, heldout=0, evaluation=1000, unseen=300), seed)
         evaluated = {normalized(q.question) for q in other.evaluation}
         assert not evaluated & trained
         assert not evaluated & held
@@ -145,9 +145,9 @@ def test_stories_read_well(splits: Splits) -> None:
 
 def test_too_many() -> None:
     with pytest.raises(UserError, match="at most 1,000,000"):
-        make(Sizes(train=10**9, heldout=0, evaluation=0), 0)
-    with pytest.raises(UserError, match="0 or more"):
-        make(Sizes(train=-1, heldout=0, evaluation=0), 0)
+        make(TaskSettings(train=10**9, heldout=0, evaluation=0), 0)
+    with pytest.raises(ValueError, match="train must not be negative"):
+        TaskSettings(train=-1)
     few = Template("What is {a} and {b}?", "In all: [a + b].", ((1, 5), (1, 5)))
     assert len(draw([few], "unseen", 25, 0)) == 25
     with pytest.raises(UserError, match=r"only about 25 .*'unseen', 26"):

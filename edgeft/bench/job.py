@@ -21,7 +21,7 @@ class Job:
         artifact: the file or folder that the runtime opens.
         evaluation: the questions, JSON lines of :class:`edgeft.prompts.Item`.
         tokenizer: ``tokenizer.json``, to make text of the output ids.
-        task: whose reader finds the answer in the text.
+        task: whose reader finds the answer in the text, unless there is a ``pattern``.
         stop: ids that end a completion.
         context: tokens that one question may need, prompt and continuation together.
         threads: CPU threads, 0 for every core that the process may use.
@@ -38,6 +38,7 @@ class Job:
     context: int
     threads: int = 0
     parallel: int = 32
+    pattern: str | None = None
 
     def request(self) -> dict[str, Any]:
         """As JSON for a child."""
@@ -83,4 +84,5 @@ def job_of_bundle(bundle: Path, *, threads: int = 0, parallel: int = 32) -> Job:
         context=manifest["context"],
         threads=threads,
         parallel=parallel,
+        pattern=manifest.get("pattern"),
     )

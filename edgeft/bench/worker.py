@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgeft import child, tasks
+from edgeft import child
 from edgeft.bench.job import job_of_request
 from edgeft.prompts import own_answer, read_items
 from edgeft.runtimes import open_session
+from edgeft.tasks import grading
 
 Emit = Callable[..., None]
 
@@ -19,7 +20,8 @@ def score(request: dict[str, Any], emit: Emit) -> None:
 
     job = job_of_request(request["job"])
     items = read_items(job.evaluation)
-    read = tasks.find(job.task).read
+    grading.check_installed(item.answer for item in items)
+    read = grading.reader(job.task, job.pattern)
     words = Tokenizer.from_file(str(job.tokenizer))
     session = open_session(
         job.runtime,
@@ -39,15 +41,16 @@ def score(request: dict[str, Any], emit: Emit) -> None:
     for done in session.generate(prompts, job.max_new_tokens, set(job.stop)):
         item = left[done.index]
         text = words.decode(done.tokens, skip_special_tokens=True)
-        answer = read(own_answer(text))
+        found = read(own_answer(text), item.answer)
         emit(
             "answer",
             id=item.id,
             group=item.group,
             tokens=done.tokens,
             text=text,
-            answer=answer,
-            correct=answer == item.answer,
+            answer=found.answer,
+            read=found.how,
+            correct=grading.same(found.answer, item.answer),
             finish=done.finish,
             seconds=round(done.seconds, 4),
         )

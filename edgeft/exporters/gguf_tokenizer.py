@@ -226,5 +226,7 @@ def _as_llama_cpp(ours: Tokenizer, prefix: bool) -> Tokenizer:
 def _prompt(folder: Path) -> str:
     """A text of the shape that the model is asked, in its chat template if it has one."""
     from edgeft import prompts
+    from edgeft.tasks import Question
 
-    return prompts.prompt_text(prompts.load_tokenizer(folder), _QUESTION)
+    question = Question("", _QUESTION, "", "")
+    return prompts.prompt_text(prompts.load_tokenizer(folder), question)

@@ -15,7 +15,7 @@ from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import check_supported, onnx, portable
 from edgeft.progress import Update, say
-from edgeft.stages import WEIGHTS, Run, cached, checkout, context
+from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
 
 _UNQUANTIZED = ("F16", "BF16", "F32", "ALL_F32")
 
@@ -87,7 +87,8 @@ def _bundle(this: Run, order: Order) -> None:
         "runtime": target.runtime,
         "artifact": artifact,
         "task": this.recipe.task.name,
-        "max_new_tokens": this.recipe.bench.max_new_tokens,
+        "pattern": this.recipe.task.pattern,
+        "max_new_tokens": new_tokens(this),
         "stop": order.stop,
         "context": context(this),
     }

@@ -14,8 +14,7 @@ from random import Random
 from typing import TypeVar
 
 from edgeft.errors import UserError
-from edgeft.tasks import Question, Sizes, Splits, Task
-from edgeft.tasks.answers import read_number
+from edgeft.tasks import Question, Splits, Task, TaskSettings, normalized
 from edgeft.tasks.wordmath_templates import INSTRUCTION, PEOPLE, TRAIN, UNSEEN, WORDS, Template
 
 T = TypeVar("T")
@@ -33,30 +32,25 @@ _STEP = re.compile(r"\[(\w) ([-+*/]) (\w)\]")
 _FORMS = {"she": ("she", "her"), "he": ("he", "his")}
 
 
-def make(sizes: Sizes, seed: int) -> Splits:
-    """The questions of each split; ``sizes.unseen`` ones follow the others in ``evaluation``.
+def make(settings: TaskSettings, seed: int) -> Splits:
+    """The questions of each split; ``settings.unseen`` ones follow the others in ``evaluation``.
 
     Each split has a random stream of its own: its questions depend on the seed, and the first ones
     stay the same when more are asked for.
 
     Raises:
-        UserError: a size is negative, or there are not that many different questions.
+        UserError: there are not that many different questions.
     """
-    counts = (sizes.train, sizes.heldout, sizes.evaluation, sizes.unseen)
-    if min(counts) < 0:
-        raise UserError(
-            "wordmath cannot make a negative number of questions; give sizes of 0 or more"
-        )
-    if sum(counts) > MOST:
-        raise UserError(
-            f"wordmath makes at most {MOST:,} questions; {sum(counts):,} were asked for"
-        )
+    sizes = (settings.train, settings.heldout, settings.evaluation, settings.unseen)
+    train, heldout, evaluation, unseen = (size or 0 for size in sizes)
+    if (total := train + heldout + evaluation + unseen) > MOST:
+        raise UserError(f"wordmath makes at most {MOST:,} questions; {total:,} were asked for")
     return Splits(
-        train=draw(TRAIN, "train", sizes.train, seed),
-        heldout=draw(TRAIN, "heldout", sizes.heldout, seed),
+        train=draw(TRAIN, "train", train, seed),
+        heldout=draw(TRAIN, "heldout", heldout, seed),
         evaluation=[
-            *draw(TRAIN, "eval", sizes.evaluation, seed),
-            *draw(UNSEEN, "unseen", sizes.unseen, seed),
+            *draw(TRAIN, "eval", evaluation, seed),
+            *draw(UNSEEN, "unseen", unseen, seed),
         ],
     )
 
@@ -88,11 +82,6 @@ def draw(templates: Sequence[Template], split: str, count: int, seed: int) -> li
             seen.add(normalized(question.question))
             questions.append(question)
     return questions
-
-
-def normalized(question: str) -> str:
-    """The question in lower case, words and numbers only: what makes two questions the same."""
-    return " ".join(re.findall(r"[a-z0-9]+", question.lower()))
 
 
 def _new(
@@ -185,4 +174,10 @@ def _shuffled(items: Sequence[T], rng: Random) -> list[T]:
     return [rest.pop(_between(0, len(rest) - 1, rng)) for _ in items]
 
 
-TASK = Task("wordmath", "made-up one- and two-step word problems (offline)", make, read_number)
+TASK = Task(
+    "wordmath",
+    "made-up one- and two-step word problems (offline)",
+    make,
+    defaults=TaskSettings(train=960, heldout=48, evaluation=200, unseen=24),
+    max_new_tokens=48,
+)

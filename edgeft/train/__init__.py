@@ -32,7 +32,8 @@ def train(
     Full fine-tuning leaves ``model/`` instead. Goes on from the last whole checkpoint in ``out``.
 
     Args:
-        facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
+        facts: ``task``, ``stop``, ``max_new_tokens`` and perhaps ``pattern``, to answer held-out
+            questions.
         tracker: what :func:`tracker` returned.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from edgeft import tasks
 from edgeft.prompts import Item, own_answer, read_items
+from edgeft.tasks import grading
 from edgeft.train.batches import collate, completion_loss, length
 
 _BATCH = 16
@@ -27,7 +27,7 @@ class Heldout:
         answered: how many are answered; 0: none.
         stop: ids that end an answer.
         decode: token ids to text.
-        read: the answer in a text, or None.
+        read: the answer in a text, given the gold one.
         pad: any id; nothing sees it.
     """
 
@@ -36,12 +36,12 @@ class Heldout:
     max_new_tokens: int
     stop: frozenset[int]
     decode: Callable[[list[int]], str]
-    read: Callable[[str], str | None]
+    read: grading.Read
     pad: int = 0
 
 
 def read_heldout(data: Path, answered: int, facts: dict[str, Any]) -> Heldout:
-    """What the stage before left in ``data``; ``facts``: ``task``, ``stop``, ``max_new_tokens``."""
+    """What the stage before left in ``data``; ``facts``: as :func:`edgeft.train.train` has them."""
     items = read_items(data / "heldout.jsonl")
     decode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).decode
     return Heldout(
@@ -50,7 +50,7 @@ def read_heldout(data: Path, answered: int, facts: dict[str, Any]) -> Heldout:
         facts["max_new_tokens"],
         frozenset(facts["stop"]),
         decode,
-        tasks.find(facts["task"]).read,
+        grading.reader(facts["task"], facts.get("pattern")),
     )
 
 
@@ -86,6 +86,8 @@ def heldout_accuracy(model: Any, held: Heldout) -> float | None:
     prompts = [item.prompt for item in asked]
     right = 0
     for done in session.generate(prompts, held.max_new_tokens, held.stop):
-        right += held.read(own_answer(held.decode(done.tokens))) == asked[done.index].answer
+        gold = asked[done.index].answer
+        found = held.read(own_answer(held.decode(done.tokens)), gold)
+        right += grading.same(found.answer, gold)
     model.train(training)
     return right / len(asked)

@@ -56,7 +56,8 @@ def fit(
     Args:
         base: a transformers folder with safetensors, of any floating-point type.
         data: the stage before: ``train.jsonl``, ``heldout.jsonl`` and the tokenizer.
-        facts: ``task``, ``stop`` and ``max_new_tokens``, to answer held-out questions.
+        facts: ``task``, ``stop``, ``max_new_tokens`` and perhaps ``pattern``, to answer held-out
+            questions.
         emit: called with ``"progress"``, ``done``, ``total``, ``text`` after each step.
         track: a tracker that transformers knows.
 
