@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -53,7 +54,8 @@ def write_results(folder: Path, right: Iterable[bool], logprob: float = -20.0) -
                 "group": "" if i < N else "unseen templates",
                 "tokens": [1, 2],
                 "text": f"{NASTY}\n#### {answer}",
-                "answer": answer,
+                "answer": None if i % 50 == 49 and not correct else answer,
+                "read": None if i % 50 == 49 and not correct else "####" if i % 3 else "last",
                 "correct": bool(correct),
                 "finish": "stop",
                 "gold_logprob": logprob,
@@ -213,6 +215,23 @@ def test_unseen_templates_are_apart(run: Path, found: dict[str, Any]) -> None:
     assert (host["group"], host["target"], host["base"]["n"]) == ("unseen templates", None, UNSEEN)
     right = [r.correct for r in read(run, "host", "tuned", group="unseen templates")]
     assert host["tuned"]["accuracy"] == sum(right) / UNSEEN
+
+
+def test_how_answers_were_read_is_counted(run: Path, found: dict[str, Any]) -> None:
+    def counted(folder: Path) -> Counter[str]:
+        lines = (folder / "results.jsonl").read_text().splitlines()
+        return Counter(json.loads(line)["read"] or "none" for line in lines)
+
+    assert len(found["readings"]) == 2 * (1 + len(TARGETS))
+    for reading in found["readings"]:
+        place = ("host",) if reading["target"] is None else (reading["device"], reading["target"])
+        found_some = {how: n for how, n in reading["counts"].items() if n}
+        assert found_some == counted(run.joinpath("bench", *place, reading["weights"]))
+    first = found["readings"][0]
+    assert (first["target"], first["weights"]) == (None, "base") and first["counts"]["none"] > 0
+    page = (run / "report.md").read_text()
+    row = " | ".join(str(first["counts"][how]) for how in ("####", "last", "none"))
+    assert f"host, base | {row}" in page and "How answers were read" in page
 
 
 def test_differences_come_with_both_outputs(found: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from edgeft.errors import UserError
 from edgeft.prompts import read_items
 from edgeft.report.advice import advice
 from edgeft.report.forgetting import Forgetting, forgetting
+from edgeft.report.reading import Readings, readings
 from edgeft.survival import Benefit, Result, Survival
 
 HEADLINE = ""  # the group that the verdict is about
@@ -95,6 +96,8 @@ class Report:
         forgetting: tuned against base on general questions; None where they were not scored.
         advice: what to try where there is no benefit on the host.
         merge: as in ``merge.json``; None for full fine-tuning.
+        readings: how answers were read, the host's first.
+        questions: as in ``data.json``: how many of each split, and what was left out and why.
     """
 
     name: str
@@ -110,6 +113,8 @@ class Report:
     forgetting: Forgetting | None = None
     advice: list[str] = field(default_factory=list)
     merge: Facts | None = None
+    readings: list[Readings] = field(default_factory=list)
+    questions: Facts = field(default_factory=dict)
 
 
 def build(run: Path) -> Report:
@@ -171,6 +176,15 @@ def build(run: Path) -> Report:
         forgetting=forgetting(run),
         advice=advice(host, recipe, _json(run / "train" / "train.json") or {}),
         merge=_json(run / "merged" / "merge.json"),
+        readings=[
+            *readings(run / "bench" / "host", None, None),
+            *(
+                found
+                for v in variants
+                for found in readings(run / "bench" / v.device / v.target, v.target, v.device)
+            ),
+        ],
+        questions=_questions(run / "data" / "data.json"),
     )
 
 
@@ -190,6 +204,8 @@ def as_json(report: Report) -> Facts:
         ],
         "train": asdict(report.train) if report.train else None,
         "merge": report.merge,
+        "questions": report.questions,
+        "readings": [asdict(r) for r in report.readings],
         "forgetting": asdict(report.forgetting) if report.forgetting else None,
         "advice": report.advice,
         "verdict": report.verdict,
@@ -346,6 +362,11 @@ def _json(path: Path) -> Facts | None:
             error
         )
     return data
+
+
+def _questions(path: Path) -> Facts:
+    data = _json(path) or {}
+    return {name: data[name] for name in ("questions", "left_out") if data.get(name)}
 
 
 def _yaml(path: Path) -> Facts:

@@ -8,7 +8,9 @@ from typing import Any
 
 from edgeft.report.build import Report, Variant, place
 from edgeft.report.forgetting import sentence
+from edgeft.report.reading import NONE as NO_ANSWER
 from edgeft.survival import Benefit, Interval, Score
+from edgeft.tasks.grading import HOWS
 
 NONE = "-"
 
@@ -56,7 +58,7 @@ def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
     found = [accuracy(report), retention(report), likelihood(report), latency(report)]
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
-    found += [training(report), verification(report), facts(report)]
+    found += [reading(report), training(report), verification(report), facts(report)]
     return [table for table in found if table.rows]
 
 
@@ -194,6 +196,25 @@ def verification(report: Report) -> Table:
     )
 
 
+def reading(report: Report) -> Table:
+    """Where the answers were found."""
+    names: dict[Any, str] = {(None, None): "host"}
+    names |= {(v.target, v.device): place(v, report.variants) for v in report.variants}
+    hows = [how for how in (*HOWS, NO_ANSWER) if any(how in r.counts for r in report.readings)]
+    rows = []
+    for r in report.readings:
+        if name := names.get((r.target, r.device)):
+            counts = [str(r.counts.get(how, 0)) for how in hows]
+            rows.append([f"{name}, {r.weights}", *counts])
+    return Table(
+        "How answers were read",
+        "Questions by where the answer was found: behind ####, in \\boxed{}, behind 'the answer is', "
+        "else the last number. None: no answer, which counts as wrong.",
+        ["", *hows],
+        rows,
+    )
+
+
 def training(report: Report) -> Table:
     """The held-out points of training, and the merge."""
     rows = []
@@ -234,6 +255,8 @@ def facts(report: Report) -> Table:
     rows = [["model", str(recipe.get("model", NONE))], ["task", _flat(recipe.get("task", NONE))]]
     if report.train:
         rows += [[f"train: {k.replace('_', ' ')}", _flat(v)] for k, v in report.train.facts.items()]
+    for what, counts in report.questions.items():
+        rows.append([what.replace("_", " "), _flat(counts)])
     rows.append(["seed", str(recipe.get("seed", NONE))])
     rows += [[f"machine: {name}", _flat(about)] for name, about in report.machine.items()]
     rows.append(["edgeft", report.edgeft or NONE])

@@ -12,7 +12,7 @@ from edgeft.errors import UserError
 from edgeft.tasks import Question, Splits, Task, TaskSettings
 from edgeft.tasks.answers import BOXED, NO_CONCLUSION, conclusion, places
 from edgeft.tasks.dataset import divide
-from edgeft.tasks.grading import Read, gold_answer, reader, same
+from edgeft.tasks.grading import gold_answer, reader, same
 from edgeft.tasks.rows import Row, rows
 
 PROSE = 4  # words from which on an answer is a worked solution
@@ -32,32 +32,40 @@ def make(settings: TaskSettings, seed: int) -> Splits:
     fields = {name: name for name in ("question", "answer", "solution")} | settings.fields
 
     def question(row: Row) -> Question | str:
-        answer = row.text(fields["answer"])
-        worked = fields["solution"] in row.columns
-        solution = row.text(fields["solution"]) if worked else answer
-        gold = gold_answer(answer) if worked else _gold(answer, settings.pattern and read)
+        asked, answer = row.text(fields["question"]), row.text(fields["answer"])
+        if fields["solution"] in row.columns:
+            gold: str | None = gold_answer(answer)
+            solution, more = row.text(fields["solution"]), f"\n#### {gold}"
+        elif settings.pattern:
+            found = read(answer, "words").answer
+            gold, solution, more = found and gold_answer(found), answer, ""
+        elif _is_worked(answer):
+            gold, solution, more = _concluded(answer), answer, ""
+        else:
+            gold = gold_answer(answer)
+            solution, more = f"#### {gold}", ""
         if gold is None:
-            return NO_CONCLUSION
+            return UNREADABLE if settings.pattern else NO_CONCLUSION
         if not same(read(solution, gold).answer, gold):
-            solution = f"{solution}\n#### {gold}" if worked else f"#### {gold}"
+            solution += more
             if not same(read(solution, gold).answer, gold):
                 return UNREADABLE
         name = row.text(fields["id"]) if "id" in fields else ""
         group = row.text(fields["group"]) if "group" in fields else ""
-        return Question(name, row.text(fields["question"]), solution, gold, group)
+        return Question(name, asked, solution, gold, group)
 
     return divide(rows(settings.data), question, settings)
 
 
-def _gold(answer: str, by_pattern: Read | str | None) -> str | None:
-    """The answer in a column that holds it alone or behind a worked solution."""
-    if callable(by_pattern):
-        found = by_pattern(answer, "words").answer
-        return gold_answer(found) if found else None
-    if len(_WORD.findall(answer)) < PROSE:
-        return gold_answer(answer)
-    boxed = next((place for how, place in places(answer) if how == BOXED), None)
-    return conclusion(answer) if boxed is None else gold_answer(boxed)
+def _is_worked(answer: str) -> bool:
+    """Whether a column that holds the answer holds a worked solution with it."""
+    marked = next(places(answer), None) is not None
+    return marked or "\n" in answer or len(_WORD.findall(answer)) >= PROSE
+
+
+def _concluded(solution: str) -> str | None:
+    boxed = next((place for how, place in places(solution) if how == BOXED), None)
+    return conclusion(solution) if boxed is None else gold_answer(boxed)
 
 
 TASK = Task("jsonl", "your own questions, one JSON object a line: --data FILE or DIR", make)
