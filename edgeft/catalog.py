@@ -36,6 +36,7 @@ class Device:
     threads: int = 0
 
 
+YAML = (".yaml", ".yml")
 Entry = TypeVar("Entry", Target, Device)
 
 
@@ -103,7 +104,7 @@ def find_recipe(reference: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if reference.suffix or reference.exists() or len(reference.parts) > 1:
+    if reference.suffix in YAML or reference.exists() or len(reference.parts) > 1:
         return reference
     known = recipes()
     if reference.name not in known:

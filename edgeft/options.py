@@ -105,4 +105,8 @@ def recipe_of(file: Path | None, said: dict[str, Any], overrides: list[str] | No
 
 def default_out(file: Path | None) -> Path:
     """The run directory of a recipe, if none is named."""
-    return Path("runs") / (file.stem if file else "default")
+    from edgeft import catalog
+
+        if file is None:
+        return Path("runs/default")
+    return Path("runs") / (file.stem if file.suffix in catalog.YAML else file.name)

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from edgeft.catalog import YAML
 from edgeft.errors import UserError, near
 from edgeft.tasks import filled, find
 from edgeft.tasks.settings import TaskSettings
@@ -140,7 +141,7 @@ def completed(recipe: Recipe) -> Recipe:
         UserError: there is no such task, or its file is wrong.
     """
     task = recipe.task
-    if Path(task.name).suffix in (".yaml", ".yml"):
+    if Path(task.name).suffix in YAML:
         task = _task_file(Path(task.name), task)
     if task.data and (path := Path(task.data).expanduser()).exists():
         task = replace(task, data=str(path.resolve()))
