@@ -107,6 +107,6 @@ def default_out(file: Path | None) -> Path:
     """The run directory of a recipe, if none is named."""
     from edgeft import catalog
 
-        if file is None:
+    if file is None:
         return Path("runs/default")
     return Path("runs") / (file.stem if file.suffix in catalog.YAML else file.name)
