@@ -4,6 +4,10 @@ Each sequence has a stream of cells of its own (``kv_unified`` off), and no stre
 ``PIECE`` tokens in one batch. Then a sequence computes the same numbers whatever else is in the
 batch: with unified cells the order in which attention adds up, and from 64 tokens on its kernel,
 would follow the neighbours, and every second answer of a quantized model with them.
+
+From 512 cells on one thing is left: where a token is computed without any other, llama.cpp cuts its
+attention into a part a thread (and adds up in 16 bits), so some answers of long prompts do differ
+from those of a batch of another size. ``benchmarks/score.py`` counts them.
 """
 
 from __future__ import annotations
