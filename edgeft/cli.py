@@ -207,11 +207,13 @@ def _bench_bundle(
     bundle: Path, out: Path, device: str, settings: BenchSettings, as_json: bool
 ) -> None:
     from edgeft import catalog, stages, survival
+    from edgeft.report import reading
     from edgeft.report.build import read_results
 
     stages.bench_bundle(bundle, out, settings, catalog.find_device(device))
     score = survival.score([r for r in read_results(out) or [] if not r.group])
-    facts = asdict(score) | json.loads((out / "latency.json").read_text())
+    facts = asdict(score) | {"read": reading.counted(out)}
+    facts |= json.loads((out / "latency.json").read_text())
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -312,11 +314,12 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool
         print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

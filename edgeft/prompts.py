@@ -19,6 +19,7 @@ from edgeft.tasks import Question, TaskSettings, draw_shots, general
 from edgeft.tasks.build import build
 
 EVALUATION = "evaluation"  # the split that is scored
+_NEEDED = ("train", EVALUATION)
 # How a model without a chat template goes on to a question of its own.
 _NEXT = re.compile(r"\n\s*Question:")
 TOO_LONG = "longer than the model's context"
@@ -120,7 +121,7 @@ def encode(
         stop |= {item.gold[-1] for item in items}
         new = room.new if name == EVALUATION else 0
         kept = [item for item in items if _fits(item, room.context, new)]
-        if items and not kept:
+        if items and not kept and name in _NEEDED:
             raise UserError(_nothing_fits(name, items, form, room))
         if len(kept) < len(items):
             too_long[name] = len(items) - len(kept)

@@ -102,11 +102,16 @@ def prepare(this: Run) -> None:
 
 
 def _data_files(this: Run) -> dict[str, str]:
-    """The files that the questions come from, if they are local ones."""
+    """SHA-256 of the files that the questions come from, if they are local ones."""
     path = Path(this.recipe.task.data or "")
     if not this.recipe.task.data or not path.exists():
         return {}
-    return this.sha256([path] if path.is_file() else (p for p in path.rglob("*") if p.is_file()))
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {
+        str(file.relative_to(path.parent)): run.sha256(file, this.hashes)
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(path.parent).parts)
+    }
 
 
 def train(this: Run) -> None:

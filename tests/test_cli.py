@@ -35,7 +35,8 @@ def refused(*arguments: str | Path, cwd: Path | None = None) -> str:
 def test_targets_and_tasks_are_listed() -> None:
     names = [row["target"] for row in json.loads(edgeft("targets", "--json").stdout)]
     assert {"gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-q4_0"} <= set(names)
-    assert "wordmath" in edgeft("tasks").stdout
+    listed = edgeft("tasks").stdout
+    assert "wordmath" in listed and "edgeft[symbolic]" in listed
     assert "local" in edgeft("devices").stdout
 
 
@@ -96,6 +97,7 @@ def test_what_cannot_be_exported_is_refused_before_training(tmp_path: Path) -> N
         assert not (tmp_path / target / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_truncated_gguf(tmp_path: Path, embedded_gguf: Path) -> None:
     with embedded_gguf.open("rb") as whole:
         (tmp_path / "cut.gguf").write_bytes(whole.read(5_000_000))

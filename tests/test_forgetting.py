@@ -66,6 +66,7 @@ def test_likelihoods_are_the_models(tiny: Path, items: Path, tmp_path: Path) -> 
         assert row["tokens"] == len(item.gold) and row["bytes"] == len(item.answer)
 
 
+@pytest.mark.slow
 def test_forgetting_is_seen(tiny: Path, items: Path, tmp_path: Path) -> None:
     for weights, folder in (("base", tiny), ("tuned", damaged(tiny, tmp_path / "damaged"))):
         out = tmp_path / "bench" / "general" / weights

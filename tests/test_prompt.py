@@ -157,6 +157,7 @@ def test_an_answer_ends_where_the_next_question_begins(text: str, own: str) -> N
     assert own_answer(text) == own
 
 
+@pytest.mark.slow
 def test_left_out_questions_are_said_and_reported(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

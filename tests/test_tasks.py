@@ -265,7 +265,6 @@ def test_fields_template_and_pattern(write: Write) -> None:
                 "unit": "kg",
                 "key": f"k{i}",
                 "out": f"{i} so. Result: {i}!",
-                "kind": "b" if i % 2 else "",
             }
             for i in range(40)
         ),
@@ -286,6 +285,8 @@ def test_fields_template_and_pattern(write: Write) -> None:
         jsonl(data, fields=fields, template="{{ units ")
     with pytest.raises(UserError, match="does not render.*unsafe"):
         jsonl(data, fields=fields, template="{{ question.__class__.__mro__ }}")
+    with pytest.raises(UserError, match=r"own.jsonl, line 2: the id 'kg' comes a second time"):
+        jsonl(data, fields={**fields, "id": "unit"}, pattern="Result: (.+)")
     with pytest.raises(ValueError, match="fields: 'questoin' is none of"):
         TaskSettings(fields={"questoin": "problem"})
     with pytest.raises(ValueError, match="pattern is no regular expression"):

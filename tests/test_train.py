@@ -375,6 +375,7 @@ def test_a_loss_that_is_not_finite_is_one_clear_line(fit: Fit) -> None:
         fit(replace(SETTINGS, lr=1e30, warmup_ratio=0.0))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_line(base: Path, data: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")

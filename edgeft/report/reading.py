@@ -32,11 +32,17 @@ def readings(folder: Path, target: str | None, device: str | None) -> list[Readi
     """Those of a bench folder's base and tuned; nothing of results that do not say."""
     found = []
     for weights in ("base", "tuned"):
-        text = (folder / weights / "results.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        if not all("read" in row for row in rows):
-            continue
-        seen = Counter(row["read"] or NONE for row in rows)
-        counts = {how: seen[how] for how in (*HOWS, NONE) if seen[how] or how == NONE}
-        found.append(Readings(target, device, weights, counts))
+        counts = counted(folder / weights)
+        if counts:
+            found.append(Readings(target, device, weights, counts))
     return found
+
+
+def counted(folder: Path) -> dict[str, int]:
+    """How many answers in a folder's results were found where; empty if they do not say."""
+    text = (folder / "results.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    if not all("read" in row for row in rows):
+        return {}
+    seen = Counter(row["read"] or NONE for row in rows)
+    return {how: seen[how] for how in (*HOWS, NONE) if seen[how] or how == NONE}

@@ -38,8 +38,9 @@ def divide(
     """
     left_out: Counter[str] = Counter()
     render = renderer(settings.template)
+    ids: set[str] = set()
     found = {
-        split: list(_questions(split, part, make, settings, render, left_out))
+        split: _questions(split, part, make, settings, render, left_out, ids)
         for split, part in rows.items()
     }
     rest = [*found.get("train", []), *found.get(ALL, [])]
@@ -70,6 +71,7 @@ def _questions(
     settings: TaskSettings,
     render: Callable[[dict[str, object], str], str] | None,
     left_out: Counter[str],
+    ids: set[str],
 ) -> list[Question]:
     made = []
     for i, row in enumerate(rows):
@@ -81,6 +83,9 @@ def _questions(
         if render:
             prompt = render({**row.columns, "question": question.question}, row.where)
         name = question.id or f"{settings.name}-{split}-{i}"
+        if name in ids:
+            raise UserError(f"{row.where}: the id '{name}' comes a second time")
+        ids.add(name)
         made.append(replace(question, id=name, prompt=prompt))
     return made
 

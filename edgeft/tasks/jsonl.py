@@ -51,8 +51,7 @@ def make(settings: TaskSettings, seed: int) -> Splits:
             if not same(read(solution, gold).answer, gold):
                 return UNREADABLE
         name = row.text(fields["id"]) if "id" in fields else ""
-        group = row.text(fields["group"]) if "group" in fields else ""
-        return Question(name, asked, solution, gold, group)
+        return Question(name, asked, solution, gold)
 
     return divide(rows(settings.data), question, settings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-FIELDS = ("question", "solution", "answer", "id", "group")
+FIELDS = ("question", "solution", "answer", "id")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TaskSettings:
         shots: worked training questions in front of each evaluation question.
         data: a file, a folder or a hub id (``org/name``), instead of the task's own hub data set.
         fields: what the columns of ``jsonl`` are called, by what they are: ``question``,
-            ``solution``, ``answer``, ``id``, ``group``.
+            ``solution``, ``answer``, ``id``.
         template: Jinja, what the model is asked; it knows ``question`` and the row's columns.
         system: a system prompt. None: the chat template's own, if it has one.
         pattern: a regular expression whose last match (its first group, if it has one) is the
