@@ -264,7 +264,9 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
     folder, out = Path(request["folder"]), Path(request["out"])
     encoded = encode(folder, splits, out, form, Room(**request["room"]))
     counts = {
-        name: len(questions) - encoded.too_long.get(name, 0) for name, questions in splits.items()
+        name: len(questions) - encoded.too_long.get(name, 0)
+        for name, questions in splits.items()
+        if name != general.SPLIT
     }
     left_out = {**made.left_out, **_by_reason(encoded.too_long)}
     emit("encoded", stop=encoded.stop, chat=encoded.chat, counts=counts, left_out=left_out)

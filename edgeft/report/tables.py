@@ -252,7 +252,10 @@ def _merges(merge: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def facts(report: Report) -> Table:
     """What ran where."""
     recipe = report.recipe
-    rows = [["model", str(recipe.get("model", NONE))], ["task", _flat(recipe.get("task", NONE))]]
+    rows = [
+        ["model", str(recipe.get("model", NONE))],
+        ["task", _flat(_said(recipe.get("task", NONE)))],
+    ]
     if report.train:
         rows += [[f"train: {k.replace('_', ' ')}", _flat(v)] for k, v in report.train.facts.items()]
     for what, counts in report.questions.items():
@@ -261,6 +264,13 @@ def facts(report: Report) -> Table:
     rows += [[f"machine: {name}", _flat(about)] for name, about in report.machine.items()]
     rows.append(["edgeft", report.edgeft or NONE])
     return Table("Run", "", ["", ""], rows, (2, 0))
+
+
+def _said(settings: Any) -> Any:
+    """Settings without those that say nothing."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: v for k, v in settings.items() if v not in (None, {}, "")}
 
 
 def percent(share: float) -> str:
