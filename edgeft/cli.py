@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -186,15 +186,13 @@ def bench(
     """Score and time what is exported: every target of a run, or one bundle."""
     from edgeft import catalog, recipe, run, stages
 
+    sizes = [] if batch is None else [f"{key}={batch}" for key in flags(batch=batch)]
     if (folder / "manifest.json").is_file():
-        settings = recipe.BenchSettings()
-        settings = replace(settings, parallel=batch or settings.parallel)
+        settings = recipe.parse("", sizes).bench
         _bench_bundle(folder, out or folder / "bench", (device or ["local"])[0], settings, as_json)
         return
-    given = None
-    if batch:  # the run keeps it, so that the same command without it changes nothing
-        again = [f"bench.parallel={batch}", f"bench.host_parallel={batch}"]
-        given = recipe.load(run.check(folder) / "recipe.yaml", again)
+    # The run keeps it, so that the same command without it changes nothing.
+    given = recipe.load(run.check(folder) / "recipe.yaml", sizes) if sizes else None
     with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)

@@ -62,6 +62,14 @@ class BenchSettings:
     latency_new_tokens: int = 64
     latency_repetitions: int = 3
 
+    def __post_init__(self) -> None:
+        names = "max_new_tokens parallel host_parallel"
+        names += " latency_prompt_tokens latency_new_tokens latency_repetitions"
+        for name in names.split():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1")
+
 
 @dataclass(frozen=True)
 class ReportSettings:

@@ -252,6 +252,9 @@ def test_a_bundle_copied_elsewhere_is_benched_by_hand(whole: Path, tmp_path: Pat
     report = json.loads((whole / "report.json").read_text())
     variant = next(v for v in report["variants"] if v["target"] == "gguf-q8_0")
     assert summary["accuracy"] == variant["tuned"]["accuracy"]
+    assert sum(summary["read"].values()) == 32
+    alone = finish(command("bench", bundle, "--batch", "1", "--out", tmp_path / "alone", "--json"))
+    assert json.loads(alone.stdout)["accuracy"] == summary["accuracy"]
     with (bundle / "model.gguf").open("r+b") as data:
         data.seek(50_000)
         data.write(b"spoilt")
@@ -259,6 +262,26 @@ def test_a_bundle_copied_elsewhere_is_benched_by_hand(whole: Path, tmp_path: Pat
     done = subprocess.run(command("bench", bundle), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "model.gguf" in done.stderr.splitlines()[-1]
+
+
+def test_one_at_a_time_answers_alike_and_stays_the_runs_setting(
+    whole: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    finish(command("bench", run, "--batch", "1"))
+    ours, theirs = (
+        {place: rows for place, rows in answers(path).items() if "gguf-f16" in place}
+        for path in (run, whole)
+    )
+    assert ours == theirs and ours
+    stages = [run / "bench" / place / "tuned/stage.json" for place in ("host", "local/gguf-f16")]
+    assert [json.loads(path.read_text())["parallel"] for path in stages] == [1, 1]
+    again = finish(command("bench", run))
+    assert "✓" not in again.stderr and "up to date" in again.stderr
+    done = subprocess.run(
+        command("bench", run, "--batch", "0"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "parallel must be at least 1" in done.stderr
 
 
 def test_an_adapter_trained_elsewhere(whole: Path, tiny: Path, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def test_mistakes_are_named_with_their_line(text: str, message: str, tmp_path: P
         ("train.lr", "key=value"),
         ("train.lrr=1", "--set train.lrr=1: unknown key 'train.lrr'"),
         ("seed.x=1", "no settings inside|seed"),
+        ("bench.parallel=0", "bench: parallel must be at least 1"),
+        ("task.limit=0", "task: limit must be at least 1"),
+        ("task.pattern='('", "task: pattern is no regular expression"),
         ("train.lr=fast", "--set train.lr=fast: train.lr"),
     ],
 )
