@@ -172,6 +172,22 @@ def test_held_out_questions_are_not_trained_on_either() -> None:
         refuse_contamination(Splits([one], [other], []))
 
 
+def test_the_same_words_about_different_columns_are_two_questions(
+    write: Write, tmp_path: Path
+) -> None:
+    row = {"question": "How many are left?", "answer": 4}
+    write("d/train.jsonl", {**row, "story": "Tom had 5."}, {**row, "story": "Tom had 6."})
+    write("d/validation.jsonl", {"question": "Who has most?", "answer": 9, "story": ""})
+    write("d/test.jsonl", {**row, "story": "Ann had 7."})
+    with pytest.raises(UserError, match="1 of the evaluation questions"):
+        jsonl(tmp_path / "d")
+    splits = jsonl(tmp_path / "d", template="{{ story }} {{ question }}")
+    assert [q.prompt for q in splits.evaluation] == ["Ann had 7. How many are left?"]
+    write("d/test.jsonl", {**row, "story": "TOM had 5"})
+    with pytest.raises(UserError, match="1 of the evaluation questions"):
+        jsonl(tmp_path / "d", template="{{ story }} {{ question }}")
+
+
 def test_what_makes_two_questions_the_same() -> None:
     assert normalized("Tom\u2019s 1,200 hats, \u2163!") == normalized("tom's 1200 HATS - iv")
     assert normalized("一共有多少?") != normalized("还剩多少?")

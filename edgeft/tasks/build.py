@@ -51,20 +51,21 @@ def build(settings: TaskSettings, seed: int) -> Splits:
 def refuse_contamination(splits: Splits) -> None:
     """Refuse evaluation questions that are trained on or held out, and held-out ones trained on.
 
-    Two questions are the same after :func:`edgeft.tasks.normalized`.
+    Two questions are the same if what the model is asked is, after
+    :func:`edgeft.tasks.normalized`.
 
     Raises:
         UserError: there are some; one is shown.
     """
-    trained = {normalized(q.question): q for q in splits.train}
-    held = {normalized(q.question): q for q in splits.heldout}
+    trained = {_asked(q): q for q in splits.train}
+    held = {_asked(q): q for q in splits.heldout}
     pairs = (
         ("evaluation", splits.evaluation, "train", trained),
         ("evaluation", splits.evaluation, "heldout", held),
         ("heldout", splits.heldout, "train", trained),
     )
     for name, questions, other, seen in pairs:
-        twice = [(q, seen[key]) for q in questions if (key := normalized(q.question)) in seen]
+        twice = [(q, seen[key]) for q in questions if (key := _asked(q)) in seen]
         if twice:
             question, same = twice[0]
             raise UserError(
@@ -72,6 +73,10 @@ def refuse_contamination(splits: Splits) -> None:
                 f"{question.id} and {same.id} ('{question.question[:_SHOWN]}'): a score on them "
                 "would say nothing; take them out of one of the two"
             )
+
+
+def _asked(question: Question) -> str:
+    return normalized(question.prompt or question.question)
 
 
 def _limited(questions: Sequence[Question], limit: int) -> list[Question]:

@@ -50,16 +50,12 @@ def divide(
     if heldout is None:
         at = 0.0 if "test" in found else shares.evaluation
         heldout, rest = _part(rest, at, at + shares.heldout)
-    wanted = HELDOUT if settings.heldout is None else settings.heldout
+    if settings.heldout is None:
+        heldout = heldout[:HELDOUT]
     return Splits(
-        train=_first(rest, settings.train, settings.name, "train"),
-        heldout=_first(
-            heldout[:wanted] if settings.heldout is None else heldout,
-            settings.heldout,
-            settings.name,
-            "heldout",
-        ),
-        evaluation=_first(evaluation, settings.evaluation, settings.name, "evaluation"),
+        train=_first(rest, settings, "train"),
+        heldout=_first(heldout, settings, "heldout"),
+        evaluation=_first(evaluation, settings, "evaluation"),
         left_out=dict(left_out),
     )
 
@@ -111,12 +107,13 @@ def _place(question: Question) -> float:
     return int.from_bytes(digest[:4]) / 2**32
 
 
-def _first(questions: list[Question], count: int | None, task: str, key: str) -> list[Question]:
+def _first(questions: list[Question], settings: TaskSettings, key: str) -> list[Question]:
+    count = getattr(settings, key)
     if count is None:
         return questions
     if count > len(questions):
         raise UserError(
-            f"{task} has {len(questions):,} questions for task.{key} and {count:,} were asked for: "
-            f"lower task.{key} or leave it out"
+            f"{settings.name} has {len(questions):,} questions for task.{key} and {count:,} were "
+            f"asked for: lower task.{key} or leave it out"
         )
     return questions[:count]

@@ -72,7 +72,8 @@ def rows(data: str | None, hub: str | None = None, config: str | None = None) ->
         return {_split(path) or ALL: read_file(path)}
     if path.is_dir():
         return _from_folder(path, config)
-    if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
+    is_id = data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    if is_id and path.suffix not in _SUFFIXES:
         return _from_hub(data, config)
     raise UserError(f"no data at {data}: give a file, a folder or a hub id (org/name)")
 
