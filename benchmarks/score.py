@@ -11,7 +11,10 @@ stops early:
   prompt computed from its first token;
 - lm-eval hf: lm-evaluation-harness's own transformers model in float32 on the CPU, one request at
   a time and in batches (fewer questions: it is slow);
-- llama-batched-bench, if given: prompts of the same mean length, as many at once.
+- llama-batched-bench, if given: prompts of the same mean length, as many at once. It is built from
+  the sources inside llama-cpp-python's sdist (``pip download --no-deps --no-binary :all:``):
+  ``cmake -B build -DBUILD_SHARED_LIBS=OFF vendor/llama.cpp``, then
+  ``cmake --build build --target llama-batched-bench``.
 
 The contenders take turns, each in a process of its own, so that other work on the machine hits all
 of them; figures are medians. Then the questions are answered for real, in a batch and one at a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from edgeft import bench, tasks
 from edgeft.bench.accuracy import read_rows
+from edgeft.bench.job import job_of_request
 from edgeft.errors import UserError
 from edgeft.prompts import Item
 from edgeft.runtimes import llama_cpp
@@ -101,6 +103,52 @@ def test_every_question_has_a_whole_line(whole: Path, bundle: Path) -> None:
 def test_the_batch_does_not_change_a_result(whole: Path, bundle: Path, tmp_path: Path) -> None:
     bench.accuracy(bench.job_of_bundle(bundle, threads=1, parallel=7), tmp_path, silent)
     assert by_id(tmp_path / "results.jsonl") == by_id(whole / "results.jsonl")
+
+
+def test_a_bundle_brings_its_pattern(bundle: Path, tmp_path: Path) -> None:
+    """A device has no recipe and reads answers by the manifest."""
+    here = shutil.copytree(bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("model.gguf"))
+    (here / "model.gguf").symlink_to(bundle / "model.gguf")
+    manifest = json.loads((here / "manifest.json").read_text())
+    (here / "manifest.json").write_text(json.dumps({**manifest, "pattern": r"[0-9]+"}))
+    job = bench.job_of_bundle(here)
+    assert job.pattern == r"[0-9]+" == job_of_request(job.request()).pattern
+    assert bench.job_of_bundle(bundle).pattern is None
+
+
+BLOCKER = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in %r:
+            raise ImportError(f"{name} is not on a device")
+sys.meta_path.insert(0, Blocker())
+"""
+NOT_ON_A_DEVICE = ["torch", "transformers", "peft", "datasets", "safetensors"]
+NOT_ON_A_DEVICE += ["math_verify", "sympy", "gguf", "matplotlib", "accelerate", "reasoning_gym"]
+
+
+@pytest.mark.slow
+def test_a_device_needs_the_runtime_alone(bundle: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER % NOT_ON_A_DEVICE)
+    command = [sys.executable, "-m", "edgeft", "bench", bundle, "--out", tmp_path / "out", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for more, batch in ((), 32), (("--batch", "2"), 2):
+        done = subprocess.run(
+            [*command, *more], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert sum(json.loads(done.stdout)["read"].values()) == COUNT
+        stage = json.loads((tmp_path / "out/stage.json").read_text())
+        assert stage["parallel"] == batch
+        assert by_id(tmp_path / "out/results.jsonl") == by_id(whole / "results.jsonl")
+    done = subprocess.run(
+        [*command, "--batch", "0"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "edgeft: recipe: bench: parallel must be at least 1\n"
+    code = "import torch"
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 1
 
 
 CLIENT = """
