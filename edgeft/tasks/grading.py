@@ -32,6 +32,8 @@ HOWS = (*PLACES, EXPRESSION, PATTERN, TASK)
 
 _MATH = re.compile(r"[0-9\\^=+*/(){}\[\]|<>]")
 _SENTENCE = re.compile(r"(.+?)(?:[.!?;](?:\s|$)|\n|$)", re.DOTALL)
+_LATEX = re.compile(r"\$|\\\(|\\\[|\\boxed")
+_COMES_TO = re.compile(r".*(?:\b(?:is|are|get)\b|[=:])\s*(.+?)[.\s]*$")
 _LONGEST = 1_000  # characters of a number whose value we look at
 _EDGES = " \t\n.,:;!?*_`'\"$"
 
@@ -118,10 +120,14 @@ def _stated(text: str, gold: str) -> Reading:
         words = (found[1] if found else place).strip(_EDGES if not is_expression(gold) else " \n.:")
         if words:
             return Reading(words, how)
-    if is_expression(gold):
-        return Reading(text, EXPRESSION) if _MATH.search(text) else Reading()
-    words = text.strip().rpartition("\n")[2].strip(_EDGES)
-    return Reading(words, LAST) if words else Reading()
+    line = text.strip().rpartition("\n")[2]
+    if not is_expression(gold):
+        words = line.strip(_EDGES)
+        return Reading(words, LAST) if words else Reading()
+    if not _LATEX.search(text):  # of prose, what its last line comes to
+        found = None if "=" in gold else _COMES_TO.match(line)
+        text = found[1] if found else line.strip(" .")
+    return Reading(text, EXPRESSION) if _MATH.search(text) else Reading()
 
 
 def _text(answer: str) -> str:
@@ -145,7 +151,7 @@ def _verified(answer: str, gold: str) -> bool:
 
 def _parsed(math: Any, text: str) -> Any:
     # Outside of a LaTeX environment only the numbers in a text would be read.
-    wrapped = text if re.search(r"\$|\\\(|\\\[|\\boxed", text) else f"${text}$"
+    wrapped = text if _LATEX.search(text) else f"${text}$"
     return math.parse(wrapped)
 
 
