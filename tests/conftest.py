@@ -17,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k"
 
+Write = Callable[..., Path]
+
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -99,3 +101,17 @@ def questions() -> list[str]:
         lines = (GSM8K / "test.jsonl").read_text().splitlines()[:300]
         return [json.loads(line)["question"] for line in lines]
     return [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """``write("name.jsonl", row, ...)``; a row is an object, or a line as it stands."""
+
+    def file(name: str, *lines: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("".join(f"{text}\n" for text in texts))
+        return path
+
+    return file
