@@ -259,7 +259,9 @@ def prompt(
     task: TaskName = None,
     data: Data = None,
     shots: Shots = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Questions of each split.")] = 1,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Questions of each split.")
+    ] = 1,
     seed: Seed = None,
     set_: Set = None,
     as_json: Json = False,
@@ -267,7 +269,7 @@ def prompt(
     """Exactly what the model sees: text, token ids, and in colour what training learns from."""
     from edgeft import preview
 
-    said = flags(model, task, seed, data=data, shots=shots, limit=max(count, preview.POOL))
+    said = flags(model, task, seed, data=data, shots=shots)
     shown = preview.preview(recipe_of(recipe_file, said, set_), count)
     if as_json:
         print(json.dumps(shown, indent=2, ensure_ascii=False))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgeft import child, model
 from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
+from edgeft.tasks import SHOTS_OUT_OF
 
 _SPLITS = ("train", "evaluation")
 _LEARNT, _READ = "bold green", "dim"
 _DIGITS = 6
-POOL = 64  # questions of each split that a preview makes: worked examples are drawn from them
 
 
 def preview(recipe: Recipe, count: int) -> list[dict[str, Any]]:
@@ -26,11 +27,14 @@ def preview(recipe: Recipe, count: int) -> list[dict[str, Any]]:
     Raises:
         UserError: the model's tokenizer or the questions cannot be had.
     """
+    task = recipe.task
+    enough = max(count, task.shots, SHOTS_OUT_OF)  # more would change nothing that is shown
+    task = replace(task, limit=min(enough, task.limit or enough))
     with tempfile.TemporaryDirectory() as scratch:
         request = {
             "folder": str(model.tokenizer_folder(recipe.model, Path(scratch) / "model")),
             "out": scratch,
-            "task": recipe.task.__dict__,
+            "task": asdict(task),
             "seed": recipe.seed,
             "room": {},
         }

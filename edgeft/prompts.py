@@ -109,7 +109,7 @@ def encode(
 
     Raises:
         UserError: the folder has no usable tokenizer, its chat template does not render, or no
-            evaluation question fits.
+            training or no evaluation question fits.
     """
     tokenizer = load_tokenizer(folder)
     stop = set(_generation_stops(folder))

@@ -63,11 +63,8 @@ class BenchSettings:
     latency_repetitions: int = 3
 
     def __post_init__(self) -> None:
-        names = "max_new_tokens parallel host_parallel"
-        names += " latency_prompt_tokens latency_new_tokens latency_repetitions"
-        for name in names.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1")
 
 

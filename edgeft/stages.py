@@ -106,11 +106,13 @@ def _data_files(this: Run) -> dict[str, str]:
     path = Path(this.recipe.task.data or "")
     if not this.recipe.task.data or not path.exists():
         return {}
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if path.is_file():
+        return this.sha256([path])
+    names = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
     return {
-        str(file.relative_to(path.parent)): run.sha256(file, this.hashes)
-        for file in files
-        if not any(part.startswith(".") for part in file.relative_to(path.parent).parts)
+        str(name): run.sha256(path / name, this.hashes)
+        for name in names
+        if not any(part.startswith(".") for part in name.parts)  # what a download leaves
     }
 
 

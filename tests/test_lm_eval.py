@@ -57,21 +57,6 @@ def theirs() -> Any:
     return extract
 
 
-def their_score(extracted: str, gold_solution: str) -> bool:
-    """lm-eval's exact_match, with the task's own settings."""
-    from lm_eval.api.metrics import exact_match_hf_evaluate
-
-    [metric] = task_config()["metric_list"]
-    found = exact_match_hf_evaluate(
-        predictions=[extracted],
-        references=[gold_solution],
-        regexes_to_ignore=metric["regexes_to_ignore"],
-        ignore_case=metric["ignore_case"],
-        ignore_punctuation=metric["ignore_punctuation"],
-    )
-    return bool(found["exact_match"])
-
-
 def why(text: str, extracted: str) -> str | None:
     """Why we read something else than the last run of digits; None where nothing explains it."""
     ours = read(text)
@@ -240,7 +225,6 @@ def test_the_same_reading_of_the_same_generations(beside: Beside) -> None:
             assert reason, (response, extracted)
             reasons[reason] = reasons.get(reason, 0) + 1
         right = same(read(response).answer, item.answer)
-        assert bool(sample["exact_match"]) == their_score(extracted, sample["target"])
         if right != bool(sample["exact_match"]):
             assert why(response, extracted)
     print(reasons)

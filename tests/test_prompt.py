@@ -14,7 +14,7 @@ from test_cli import edgeft, refused
 from edgeft import prompts
 from edgeft.errors import UserError
 from edgeft.prompts import Form, Room, own_answer, read_items
-from edgeft.tasks import TaskSettings
+from edgeft.tasks import TaskSettings, draw_shots
 from edgeft.tasks.build import build
 
 SMALL = ("--set", "task.evaluation=4", "--set", "task.train=20", "--set", "task.heldout=2")
@@ -74,6 +74,17 @@ def test_a_character_of_several_tokens_is_whole(tiny: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     texts = ["".join(t["text"] for t in q["tokens"]) for q in json.loads(done.stdout)]
     assert all("🦆" in text and "\ufffd" not in text for text in texts)
+
+
+@pytest.mark.parametrize("limit", [6, 40])
+def test_a_limit_is_the_runs_own(tiny: Path, limit: int) -> None:
+    """Worked examples come from the training questions that there are."""
+    settings = TaskSettings("wordmath", 100, 4, 4, limit=limit)
+    shot = draw_shots(build(settings, 0).train, 1, 0)[0]
+    limited = ("--shots", "1", "--set", f"task.limit={limit}", "--set", "task.train=100")
+    done = edgeft("prompt", "--model", tiny, *limited, "--json")
+    assert done.returncode == 0, done.stderr
+    assert shot.question in json.loads(done.stdout)[1]["text"]
 
 
 def test_a_recipe_by_name_and_what_is_wrong(tiny: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import GSM8K, Write
 from test_jsonl import everything, jsonl, numbered
 
-from edgeft import recipe
+from edgeft import recipe, stages
 from edgeft.errors import UserError
 from edgeft.tasks import Question, Splits, TaskSettings, find, normalized
 from edgeft.tasks.answers import read_number
@@ -259,6 +259,9 @@ def test_another_package_brings_a_task(tmp_path: Path) -> None:
     )
     said = entry("say = plugin:TASK", use).splitlines()
     assert said == ["say", "Say 8", "Reading(answer='12', how='task')"]
+    beside = "broken = plugin:NO\nsay = plugin:TASK"
+    found = entry(beside, "from edgeft.tasks import find; print(find('say').about)")
+    assert found.splitlines() == ["from another package"]
     assert "the task 'say' (plugin:WRONG) is no edgeft.tasks.Task" in entry(
         "say = plugin:WRONG", use
     )
@@ -296,3 +299,16 @@ def test_what_is_shipped_says_what_it_is() -> None:
         assert find(name).name == name and find(name).about
     with pytest.raises(UserError, match="did you mean 'gsm-symbolic'"):
         find("gsm_symbolic")
+
+
+def test_changed_data_is_noticed(write: Write, tmp_path: Path) -> None:
+    write(".mine/train.jsonl", *numbered(3))
+    write(".mine/.cache/lock.json", "1")
+    for data in (".mine", ".mine/train.jsonl"):
+        given = recipe.parse(f"task: {{name: jsonl, data: {tmp_path / data}}}")
+        write(".mine/train.jsonl", *numbered(3))
+        before = stages._data_files(stages.Run(tmp_path, given, {}))
+        write(".mine/.cache/lock.json", "2")
+        assert stages._data_files(stages.Run(tmp_path, given, {})) == before != {}
+        write(".mine/train.jsonl", *numbered(4))
+        assert stages._data_files(stages.Run(tmp_path, given, {})) != before

@@ -17,7 +17,7 @@ __all__ = ["Question", "Splits", "Task", "TaskSettings", "draw_shots", "filled",
 
 PLUGINS = "edgeft.tasks"  # the entry points by which other packages bring a Task
 _SHIPPED = ("wordmath", "gsm8k", "orca_math", "svamp", "gsm_symbolic", "jsonl")
-_SHOTS_OUT_OF = 64
+SHOTS_OUT_OF = 64  # worked examples come from the first so many training questions
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def draw_shots(train: Sequence[Question], count: int, seed: int) -> list[Questio
             f"task.shots={count} needs as many training questions and there are {len(train)}: "
             "lower task.shots or raise task.train"
         )
-    pool = train[: max(count, _SHOTS_OUT_OF)]
+    pool = train[: max(count, SHOTS_OUT_OF)]
     return sorted(pool, key=lambda q: sha256(f"shots {seed} {q.id}".encode()).digest())[:count]
 
 
@@ -130,14 +130,14 @@ def find(name: str) -> Task:
     Raises:
         UserError: there is none, or it does not load.
     """
-    module = name.replace("-", "_")
-    if module in _SHIPPED and "_" not in name:
-        task: Task = import_module(f"edgeft.tasks.{module}").TASK
+    shipped = {module.replace("_", "-"): module for module in _SHIPPED}
+    if name in shipped:
+        task: Task = import_module(f"edgeft.tasks.{shipped[name]}").TASK
         return task
-    known = tasks()
-    if name not in known:
-        raise UserError(f"unknown task '{name}'{near(name, tuple(known))}")
-    return known[name]
+    others = {entry.name: entry for entry in entry_points(group=PLUGINS)}
+    if name not in others:
+        raise UserError(f"unknown task '{name}'{near(name, (*shipped, *others))}")
+    return replace(_plugin(others[name]), name=name)
 
 
 def filled(settings: TaskSettings) -> TaskSettings:
