@@ -7,6 +7,7 @@ The user's own come first, then the shipped ones: they lie in ``export/``, ``dev
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,14 +29,47 @@ class Target:
 
 @dataclass(frozen=True)
 class Device:
-    """Where it executes. ``threads`` 0 stands for every core that the process may use."""
+    """Where it executes.
+
+    Attributes:
+        transport: a name in :data:`edgeft.transports.TRANSPORTS`.
+        host: a name or address, or a ``Host`` of the user's ssh configuration.
+        port: 0: what ssh would take.
+        identity: a private key file; empty: what ssh would take.
+        known_hosts: a file of host keys; empty: what ssh would take.
+        threads: CPU threads; 0: every core that the process may use, ``"auto"``: the fastest.
+        python: the interpreter that edgeft's environment on the device is made with.
+        folder: what edgeft keeps there, absolute or from the login folder.
+        architecture: as ``uname -m`` prints it; empty: any.
+        features: CPU features that the runtime's kernels are fast with.
+        memory_gb: of the board, 10^9 bytes.
+        memory_bandwidth_gb_s: of its memory, as its maker says.
+        limit: at most so many questions are scored there; None: all.
+        timed: whether times taken there mean anything; an emulator's do not.
+    """
 
     name: str
     transport: str
     about: str = ""
-    threads: int = 0
+    host: str = ""
+    port: int = 0
+    user: str = ""
+    identity: str = ""
+    known_hosts: str = ""
+    threads: int | str = 0
+    python: str = "python3"
+    folder: str = "edgeft"
+    architecture: str = ""
+    features: tuple[str, ...] = ()
+    memory_gb: float | None = None
+    memory_bandwidth_gb_s: float | None = None
+    limit: int | None = None
+    timed: bool = True
 
 
+# What may stand in a command line there without a meaning of its own.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 YAML = (".yaml", ".yml")
 Entry = TypeVar("Entry", Target, Device)
 
@@ -59,7 +93,8 @@ def targets() -> dict[str, Target]:
 
 def devices() -> dict[str, Device]:
     """Every device by name."""
-    return {name: _build(path, Device, _load(path)) for name, path in _files("devices").items()}
+    paths = _files("devices")
+    return {name: _device(path, paths) for name, path in paths.items()}
 
 
 def find_targets(names: list[str]) -> list[Target]:
@@ -129,6 +164,27 @@ def _target(path: Path) -> Target:
     settings = _load(path)
     table = settings.pop(str(settings.get("format")), {})
     return _build(path, Target, {**settings, "settings": table})
+
+
+def _device(path: Path, paths: dict[str, Path]) -> Device:
+    """A profile, on top of the one that it is ``like``."""
+    settings = _load(path)
+    if "like" in settings:
+        like = str(settings.pop("like"))
+        if like not in paths or like == path.stem:
+            raise UserError(f"{path}: like = '{like}'{near(like, list(paths))}")
+        settings = {**_load(paths[like]), **settings}
+    settings["features"] = tuple(settings.get("features", ()))
+    device = _build(path, Device, settings)
+    plain = (("host", _PLAIN), ("user", _PLAIN), ("python", _PLAIN_PATH), ("folder", _PLAIN_PATH))
+    for key, form in plain:
+        value = getattr(device, key)
+        if value and not form.fullmatch(str(value)):
+            raise UserError(f"{path}: {key} = {value!r} has characters that do not belong there")
+    threads = device.threads
+    if threads != "auto" and not (type(threads) is int and threads >= 0):
+        raise UserError(f"{path}: threads = {threads!r} is neither a number nor 'auto'")
+    return device
 
 
 def _build(path: Path, kind: type[Entry], values: dict[str, Any]) -> Entry:

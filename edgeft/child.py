@@ -15,19 +15,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgeft.errors import UserError
 
 Event = dict[str, Any]
 _PATIENCE_S = 10.0
+# For children on a device, in their environment. A connection may die without a word, so they end
+# after so many seconds without a beat; and only one works at a time.
+BEAT, LOCK = "EDGEFT_BEAT_S", "EDGEFT_LOCK"
+BEAT_LIMIT_S, _BEAT_EVERY_S = 45, 10.0
+_LOCK_PATIENCE_S = 60.0
 _interrupted = threading.Event()
 
 
@@ -38,7 +45,16 @@ def interrupt(*_: Any) -> None:
 
 
 class ChildDied(UserError):
-    """The child ended without an answer; the text names the signal or the library's last words."""
+    """The child ended without an answer; the text names the signal or the library's last words.
+
+    Attributes:
+        code: as :class:`subprocess.Popen` has it.
+        log: all that was on its standard error.
+    """
+
+    def __init__(self, text: str, code: int, log: str) -> None:
+        super().__init__(text)
+        self.code, self.log = code, log
 
 
 def call(
@@ -46,6 +62,9 @@ def call(
     request: Mapping[str, Any],
     env: Mapping[str, str] | None = None,
     python: Path | None = None,
+    *,
+    command: Sequence[str] | None = None,
+    beat: bool = False,
 ) -> Iterator[Event]:
     """Run ``python -m module`` on ``request`` and yield its events as they come.
 
@@ -54,6 +73,8 @@ def call(
         request: JSON-serialisable.
         env: environment variables to add to ours.
         python: the interpreter of another environment that has edgeft, instead of ours.
+        command: what starts the child, instead of all that.
+        beat: tell the child now and then that we are there.
 
     Raises:
         UserError: the child raised one, with the same text.
@@ -61,7 +82,7 @@ def call(
     """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [python or sys.executable, "-m", module],
+            command or [str(python or sys.executable), "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -73,10 +94,15 @@ def call(
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
+            if beat:
+                threading.Thread(target=_beat, args=(process.stdin,), daemon=True).start()
             for line in process.stdout:
                 if _interrupted.is_set():
                     raise KeyboardInterrupt
-                event: Event = json.loads(line)
+                try:
+                    event: Event = json.loads(line)
+                except ValueError:  # torn by a kill, or a login script that talks
+                    continue
                 if event["event"] == "error":
                     raise UserError(event["message"])
                 if event["event"] == "end":
@@ -86,7 +112,7 @@ def call(
         except BrokenPipeError:
             pass
         finally:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ValueError):
                 process.stdin.close()  # a child that is still at work ends now
             try:
                 code = process.wait(_PATIENCE_S)
@@ -95,7 +121,20 @@ def call(
                 code = process.wait()
         if not finished:
             log.seek(0)
-            raise ChildDied(f"{module.removeprefix('edgeft.')} stopped: {_cause(code, log.read())}")
+            said = log.read()
+            text = f"{module.removeprefix('edgeft.')} stopped: {_cause(code, said)}"
+            raise ChildDied(text, code, said)
+
+
+def _beat(stdin: IO[str]) -> None:
+    """Until the pipe is closed."""
+    while True:
+        time.sleep(_BEAT_EVERY_S)
+        try:
+            stdin.write("\n")
+            stdin.flush()
+        except (OSError, ValueError):
+            return
 
 
 def run(
@@ -121,7 +160,8 @@ def serve(work: Callable[[Any, Callable[..., None]], None]) -> None:
             out.write(json.dumps({"event": event, **fields}) + "\n")
 
     try:
-        work(request, emit)
+        with _alone():
+            work(request, emit)
     except UserError as error:
         emit("error", message=str(error))
     else:
@@ -129,13 +169,24 @@ def serve(work: Callable[[Any, Callable[..., None]], None]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    limit = float(os.environ[BEAT]) if BEAT in os.environ else None
+    while select.select([0], [], [], limit)[0] and os.read(0, 4096):
+        pass
     os._exit(1)
+
+
+def _alone() -> contextlib.AbstractContextManager[None]:
+    if LOCK not in os.environ:
+        return contextlib.nullcontext()
+    from edgeft import run
+
+    busy = "the device is at work for another edgeft: wait for it"
+    return run.locked(Path(os.environ[LOCK]).expanduser(), _LOCK_PATIENCE_S, busy)
 
 
 def _cause(code: int, log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1] if lines else "no message"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}; last words: {last}"
+    if code < 0 or 128 < code < 128 + signal.NSIG:  # a shell in between adds 128
+        return f"killed by {signal.Signals(-code if code < 0 else code - 128).name}; last words: {last}"
     return last

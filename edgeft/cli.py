@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeft import __version__
+from edgeft.device_commands import devices, table
 from edgeft.errors import UserError
 from edgeft.options import (
     Adapter,
@@ -22,7 +23,10 @@ from edgeft.options import (
     Keep,
     Limit,
     LlamaCpp,
+    MaxMemory,
     Method,
+    MinRetention,
+    MinTokS,
     Model,
     Out,
     RecipeFile,
@@ -32,6 +36,7 @@ from edgeft.options import (
     Shots,
     Targets,
     TaskName,
+    Threads,
     Track,
     default_out,
     flags,
@@ -39,7 +44,9 @@ from edgeft.options import (
 )
 
 if TYPE_CHECKING:
+    from edgeft.bench.stage import There
     from edgeft.recipe import BenchSettings
+    from edgeft.report.ship import Limits
 
 app = typer.Typer(
     help="Fine-tune a small language model, ship it, and know whether the benefit survived.",
@@ -47,6 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(devices, name="devices")
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -73,6 +82,7 @@ def run(
 ) -> None:
     """Everything: train, merge, export, bench, report."""
     from edgeft import catalog, stages
+    from edgeft.bench import stage as benching
     from edgeft.exporters import stage as exporting
     from edgeft.train import ranks
 
@@ -92,8 +102,7 @@ def run(
         failed = _failure(lambda: exporting.export(this, targets))
         if failed and not stages.bundles(this):
             raise failed
-        for device in given.bench.devices:
-            stages.bench_device(this, catalog.find_device(device))
+        failed = benching.bench_devices(this, given.bench.devices, {}) or failed
         _report(this.path, as_json)
         if failed:
             raise failed
@@ -181,34 +190,45 @@ def bench(
         Path | None, typer.Option(help="Where a bundle's results go; else BUNDLE/bench.")
     ] = None,
     batch: Batch = None,
+    threads: Threads = None,
+    limit: Limit = None,
+    max_memory: MaxMemory = None,
+    min_tok_s: MinTokS = None,
+    min_retention: MinRetention = None,
     as_json: Json = False,
 ) -> None:
     """Score and time what is exported: every target of a run, or one bundle."""
-    from edgeft import catalog, recipe, run, stages
+    from edgeft import recipe, run, stages
+    from edgeft.bench import stage as benching
 
     sizes = [] if batch is None else [f"{key}={batch}" for key in flags(batch=batch)]
+    asked = _limits(max_memory, min_tok_s, min_retention)
+    said = benching.overrides(threads, limit)
     if (folder / "manifest.json").is_file():
         settings = recipe.parse("", sizes).bench
-        _bench_bundle(folder, out or folder / "bench", (device or ["local"])[0], settings, as_json)
+        there = benching.there((device or ["local"])[0], said)
+        _bench_bundle(folder, out or folder / "bench", there, settings, as_json)
         return
     # The run keeps it, so that the same command without it changes nothing.
     given = recipe.load(run.check(folder) / "recipe.yaml", sizes) if sizes else None
     with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)
-        for name in device or this.recipe.bench.devices:
-            stages.bench_device(this, catalog.find_device(name))
-        _report(this.path, as_json)
+        failed = benching.bench_devices(this, device or this.recipe.bench.devices, said)
+        _report(this.path, as_json, asked)
+        if failed:
+            raise failed
 
 
 def _bench_bundle(
-    bundle: Path, out: Path, device: str, settings: BenchSettings, as_json: bool
+    bundle: Path, out: Path, there: There, settings: BenchSettings, as_json: bool
 ) -> None:
-    from edgeft import catalog, stages, survival
+    from edgeft import survival
+    from edgeft.bench import stage as benching
     from edgeft.report import reading
     from edgeft.report.build import read_results
 
-    stages.bench_bundle(bundle, out, settings, catalog.find_device(device))
+    benching.bench_bundle(bundle, out, settings, there)
     score = survival.score([r for r in read_results(out) or [] if not r.group])
     facts = asdict(score) | {"read": reading.counted(out)}
     facts |= json.loads((out / "latency.json").read_text())
@@ -219,11 +239,18 @@ def _bench_bundle(
 
 
 @app.command()
-def report(run_folder: RunFolder, as_json: Json = False) -> None:
-    """Write report.json, report.md and report.html, and print the verdict."""
+def report(
+    run_folder: RunFolder,
+    max_memory: MaxMemory = None,
+    min_tok_s: MinTokS = None,
+    min_retention: MinRetention = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.json, report.md and report.html, print the verdict and what to ship."""
     from edgeft import run as runs
 
-    _report(runs.check(run_folder), as_json)
+    asked = _limits(max_memory, min_tok_s, min_retention)
+    _report(runs.check(run_folder), as_json, asked)
 
 
 @app.command()
@@ -232,7 +259,7 @@ def targets(as_json: Json = False) -> None:
     from edgeft import catalog
 
     rows = [(t.name, t.runtime, t.about) for t in catalog.targets().values()]
-    _table(("target", "runtime", "about"), rows, as_json)
+    table(("target", "runtime", "about"), rows, as_json)
 
 
 @app.command()
@@ -240,7 +267,7 @@ def tasks(as_json: Json = False) -> None:
     """Where questions come from."""
     from edgeft import tasks as known
 
-    _table(("task", "about"), [(t.name, t.about) for t in known.tasks().values()], as_json)
+    table(("task", "about"), [(t.name, t.about) for t in known.tasks().values()], as_json)
 
 
 @app.command()
@@ -249,7 +276,7 @@ def recipes(as_json: Json = False) -> None:
     from edgeft import catalog
 
     rows = [(name, catalog.about(path)) for name, path in catalog.recipes().items()]
-    _table(("recipe", "about"), rows, as_json)
+    table(("recipe", "about"), rows, as_json)
 
 
 @app.command()
@@ -277,15 +304,6 @@ def prompt(
         preview.show(shown)
 
 
-@app.command()
-def devices(as_json: Json = False) -> None:
-    """Where artifacts are scored."""
-    from edgeft import catalog
-
-    rows = [(d.name, d.transport, d.about) for d in catalog.devices().values()]
-    _table(("device", "transport", "about"), rows, as_json)
-
-
 def _failure(work: Callable[[], None]) -> UserError | None:
     """What went wrong in work whose failure must not keep the rest from being done."""
     try:
@@ -295,32 +313,24 @@ def _failure(work: Callable[[], None]) -> UserError | None:
     return None
 
 
-def _report(path: Path, as_json: bool) -> None:
+def _limits(memory: str | None, tok_s: float | None, retention: float | None) -> Limits:
+    from edgeft.report.ship import Limits, megabytes
+
+    return Limits(None if memory is None else megabytes(memory), tok_s, retention)
+
+
+def _report(path: Path, as_json: bool, limits: Limits | None = None) -> None:
     from rich.console import Console
 
     from edgeft import report as reports
     from edgeft.report import terminal
 
-    result = reports.write(path)
+    result = reports.write(path, limits)
     if as_json:
         print((path / "report.json").read_text(), end="")
     else:
         terminal.show(result, Console())
         print(f"{path / 'report.html'}")
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=2))
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
 
 
 def _version(wanted: bool) -> None:

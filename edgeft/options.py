@@ -49,6 +49,14 @@ Set = Annotated[
 LlamaCpp = Annotated[
     Path | None, typer.Option("--llama-cpp", help="A llama.cpp checkout: use its converter.")
 ]
+Threads = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="CPU threads; auto: the fastest number.")
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(metavar="MB", help="What to ship: peak memory, as 300 or 1.5GB.")
+]
+MinTokS = Annotated[float | None, typer.Option(help="What to ship: tokens a second in decoding.")]
+MinRetention = Annotated[float | None, typer.Option(help="What to ship: retention.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
 
 

@@ -63,3 +63,8 @@ def _lines(title: str) -> Iterator[tuple[Update, list[str]]]:
             say(f"  {title}  {done}/{total}  {text}".rstrip())
 
     yield update, last
+
+
+def byte_size(size: float) -> str:
+    """Bytes as people read them, 10^6 to the MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

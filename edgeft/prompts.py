@@ -90,6 +90,11 @@ def read_items(path: Path) -> list[Item]:
         return [Item(**json.loads(line)) for line in lines]
 
 
+def first(items: list[Item], limit: int | None) -> list[Item]:
+    """The first ``limit`` questions of the headline group; None: every question."""
+    return items if limit is None else [item for item in items if not item.group][:limit]
+
+
 def write_items(path: Path, items: Iterable[Item]) -> None:
     """One JSON object a line."""
     with path.open("w", encoding="utf-8") as out:

@@ -59,14 +59,17 @@ def check(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, patience_s: float = _LOCK_PATIENCE_S, busy: str = "") -> Iterator[None]:
     """Hold the run for one process at a time. The kernel lets go of it however the process ends.
+
+    Args:
+        busy: what to say when another process holds it.
 
     Raises:
         UserError: another process holds it.
     """
     with (run / ".lock").open("a+") as handle:
-        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        give_up = time.monotonic() + patience_s
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +79,8 @@ def locked(run: Path) -> Iterator[None]:
                     handle.seek(0)
                     holder = handle.read().strip() or "unknown"
                     raise UserError(
-                        f"another edgeft (process {holder}) is working on {run}: wait for it, or "
+                        busy
+                        or f"another edgeft (process {holder}) is working on {run}: wait for it, or "
                         "give another folder with --out"
                     ) from None
                 time.sleep(0.1)

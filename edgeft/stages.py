@@ -15,7 +15,6 @@ from typing import Any
 
 from edgeft import __version__, bench, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
-from edgeft.catalog import Device
 from edgeft.errors import UserError
 from edgeft.exporters import merge
 from edgeft.progress import Update, say, shown
@@ -244,68 +243,9 @@ def bench_general(this: Run) -> None:
         )
 
 
-def bench_device(this: Run, device: Device) -> None:
-    """Score and time every bundle of the run."""
-    found = bundles(this)
-    if not found:
-        raise UserError(f"nothing is exported yet: edgeft export {this.path} --target gguf")
-    for bundle in found:
-        if _stale(this, bundle):
-            say(f"· bench {bundle.parent.name} {bundle.name}: of other weights, export it again")
-            continue
-        bench_bundle(
-            bundle,
-            this.path / "bench" / device.name / bundle.parent.name / bundle.name,
-            this.recipe.bench,
-            device,
-            timed=bundle.name == "tuned",  # base has the same shape and bytes
-        )
-    run.write_json(this.path / "bench" / device.name / "machine.json", bench.machine_facts())
-
-
 def bundles(this: Run) -> list[Path]:
     """What is exported."""
     return sorted(path.parent for path in (this.path / "export").glob("*/*/manifest.json"))
-
-
-def _stale(this: Run, bundle: Path) -> bool:
-    """Whether a bundle holds other weights or questions than the run does now."""
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    questions = this.sha256([this.path / "data" / "evaluation.jsonl"])["evaluation.jsonl"]
-    return bool(
-        manifest.get("made_from") != this.weights_id(manifest["weights"])
-        or manifest["files"]["evaluation.jsonl"]["sha256"] != questions
-    )
-
-
-def bench_bundle(
-    bundle: Path, out: Path, settings: recipe.BenchSettings, device: Device, *, timed: bool = True
-) -> None:
-    """Score one bundle, and time it, into the folder ``out``."""
-    job = bench.job_of_bundle(bundle, threads=device.threads, parallel=settings.parallel)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    evaluation = manifest["files"]["evaluation.jsonl"]["sha256"]
-    inputs: dict[str, Any] = {
-        "manifest": run.sha256(bundle / "manifest.json"),
-        "made_from": manifest.get("made_from"),
-        "evaluation": {"evaluation.jsonl": evaluation},
-        "parallel": settings.parallel,
-        "threads": device.threads,
-    }
-    shape = {
-        "prompt_tokens": settings.latency_prompt_tokens,
-        "new_tokens": settings.latency_new_tokens,
-        "repetitions": settings.latency_repetitions,
-    }
-    if timed:
-        inputs["latency"] = shape
-
-    def work(partial: Path, update: Update) -> None:
-        bench.accuracy(job, partial, update)
-        if timed:
-            bench.latency(job, partial, **shape)
-
-    cached(f"bench {bundle.parent.name} {bundle.name}", out, inputs, work)
 
 
 def cached(title: str, out: Path, inputs: dict[str, Any], work: Any) -> bool:

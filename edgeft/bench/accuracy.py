@@ -13,20 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeft import child
 from edgeft.allocator import allocator
-from edgeft.bench.job import Job
+from edgeft.bench.job import HERE, Job, Place
 from edgeft.errors import UserError
-from edgeft.prompts import read_items
+from edgeft.prompts import first, read_items
+from edgeft.transports import patiently
 
 Row = dict[str, Any]
 
 
-def accuracy(job: Job, out: Path, progress: Callable[[int, int, str], None]) -> None:
+def accuracy(
+    job: Job,
+    out: Path,
+    progress: Callable[[int, int, str], None],
+    *,
+    limit: int | None = None,
+    place: Place = HERE,
+) -> None:
     """Fill ``out/results.jsonl`` with one line for every question of the job.
 
     Args:
         out: an existing folder; lines that it holds for this job are kept.
+        limit: only so many questions, the first of the headline group.
+        place: where it is done.
 
     Raises:
         UserError: the artifact does not open, or the runtime failed.
@@ -34,12 +43,15 @@ def accuracy(job: Job, out: Path, progress: Callable[[int, int, str], None]) -> 
     results, scores = out / "results.jsonl", out / "scores.jsonl"
     done = {row["id"]: row for row in read_rows(results)}
     scored = {row["id"]: row for row in read_rows(scores)}
-    total = len(read_items(job.evaluation))
-    if len(done) < total:
-        request = {"job": job.request(), "scored": list(scored), "answered": list(done)}
+    total = len(first(read_items(job.evaluation), limit))
+
+    def rest() -> None:
+        if len(done) == total:
+            return
+        request = {"scored": list(scored), "answered": list(done), "limit": limit}
         right = sum(row["correct"] for row in done.values())
         with _appending(results) as keep, _appending(scores) as keep_score:
-            for event in child.call("edgeft.bench.worker", request, _env(job)):
+            for event in place.call("edgeft.bench.worker", job, request, _env(job)):
                 kind = event.pop("event")
                 if kind == "score":
                     scored[event["id"]] = event
@@ -51,6 +63,12 @@ def accuracy(job: Job, out: Path, progress: Callable[[int, int, str], None]) -> 
                 both = len(scored) + len(done)
                 text = f"{right / len(done):.1%} of {len(done)} correct" if done else "likelihood"
                 progress(both, 2 * total, text)
+
+    patiently(
+        rest,
+        lambda: len(scored) + len(done),
+        lambda why: progress(len(scored) + len(done), 2 * total, why),
+    )
     if len(done) != total:
         raise UserError(f"{results} holds {len(done)} of {total} questions: give the command again")
     scores.unlink(missing_ok=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeft import run
+from edgeft import child, run
 from edgeft.errors import UserError
+from edgeft.transports import Transport
+from edgeft.transports.local import Local
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Job:
     parallel: int = 32
     pattern: str | None = None
 
+    def at(self, folder: Path, other: Path) -> Job:
+        """The same job where ``other`` is what ``folder`` is here."""
+        moved = {name: other / getattr(self, name).relative_to(folder) for name in _PATHS}
+        return replace(self, **moved)
+
     def request(self) -> dict[str, Any]:
         """As JSON for a child."""
         paths = {name: str(getattr(self, name)) for name in _PATHS}
@@ -47,6 +54,34 @@ class Job:
 
 
 _PATHS = ("artifact", "evaluation", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is done.
+
+    Attributes:
+        bundle: the bundle's folder here, ``there`` on the device; None: all paths are as they are.
+    """
+
+    transport: Transport
+    bundle: Path | None = None
+    there: Path | None = None
+
+    def call(
+        self,
+        module: str,
+        job: Job,
+        request: Mapping[str, Any],
+        env: Mapping[str, str] | None = None,
+    ) -> Iterator[child.Event]:
+        """The events of a child that is given the job and ``request``."""
+        if self.bundle and self.there:
+            job = job.at(self.bundle, self.there)
+        return self.transport.call(module, {"job": job.request(), **request}, env)
+
+
+HERE = Place(Local())
 
 
 def job_of_request(request: Mapping[str, Any]) -> Job:
@@ -67,6 +102,8 @@ def job_of_bundle(bundle: Path, *, threads: int = 0, parallel: int = 32) -> Job:
         raise UserError(f"{bundle} is not a bundle: its manifest.json cannot be read") from error
     for name, facts in files:
         path = bundle / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{bundle} is not a bundle: it names the file {name}")
         if not path.is_file():
             raise UserError(f"{path} is missing from the bundle: export or copy it again")
         if path.stat().st_size != facts["bytes"] or run.sha256(path) != facts["sha256"]:

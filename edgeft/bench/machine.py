@@ -6,36 +6,29 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from edgeft import __version__
-from edgeft.runtimes import thread_count
+from edgeft import __version__, child
+from edgeft.bench import board
 
-_FEATURES = (
-    *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"),
-    *("asimddp", "i8mm", "bf16", "sve"),
-)
 _PACKAGES = (
     *("llama-cpp-python", "onnxruntime-genai", "onnxruntime"),
     *("torch", "transformers", "peft"),
 )
+_LASTING = ("cpu", "board", "architecture", "cores", "cpu_features", "system", "governor")
 
 
 def machine_facts() -> dict[str, Any]:
     """CPU, memory, system, Python and the versions of what executes models here."""
-    info = _cpuinfo()
-    flags = set(info.get("flags", info.get("Features", "")).split())
+    found = board.facts()
     facts: dict[str, Any] = {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
-        "architecture": platform.machine(),
-        "cores": thread_count(0),
-        "cpu_features": " ".join(name for name in _FEATURES if name in flags),
+        **{name: found[name] for name in _LASTING if found[name] is not None},
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "edgeft": __version__,
     }
@@ -57,10 +50,9 @@ def peak_rss_mb() -> float:
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _cpuinfo() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
+def _work(_: Any, emit: Callable[..., None]) -> None:
+    emit("machine", **machine_facts())
+
+
+if __name__ == "__main__":
+    child.serve(_work)

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeft import child
 from edgeft.bench.job import job_of_request
-from edgeft.prompts import own_answer, read_items
+from edgeft.prompts import first, own_answer, read_items
 from edgeft.runtimes import open_session
 from edgeft.tasks import grading
 
@@ -19,7 +19,7 @@ def score(request: dict[str, Any], emit: Emit) -> None:
     from tokenizers import Tokenizer
 
     job = job_of_request(request["job"])
-    items = read_items(job.evaluation)
+    items = first(read_items(job.evaluation), request["limit"])
     grading.check_installed(item.answer for item in items)
     read = grading.reader(job.task, job.pattern)
     words = Tokenizer.from_file(str(job.tokenizer))

@@ -8,17 +8,21 @@ from pathlib import Path
 from edgeft.errors import UserError
 from edgeft.report import html, markdown
 from edgeft.report.build import Report, as_json, build
+from edgeft.report.ship import Limits
 
-__all__ = ["Report", "as_json", "build", "write"]
+__all__ = ["Limits", "Report", "as_json", "build", "write"]
 
 
-def write(run: Path) -> Report:
+def write(run: Path, limits: Limits | None = None) -> Report:
     """Build the report of a run directory and write report.json, report.md and report.html.
+
+    Args:
+        limits: what a file to ship has to meet.
 
     Raises:
         UserError: see :func:`build`; or a file cannot be written.
     """
-    report = build(run)
+    report = build(run, limits)
     views = {
         "report.json": json.dumps(as_json(report), indent=2, ensure_ascii=False, allow_nan=False)
         + "\n",

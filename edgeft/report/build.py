@@ -12,56 +12,20 @@ from typing import Any
 import yaml
 
 from edgeft import survival
+from edgeft.bench.latency import NOT_MEASURED
 from edgeft.errors import UserError
 from edgeft.prompts import read_items
 from edgeft.report.advice import advice
 from edgeft.report.forgetting import Forgetting, forgetting
 from edgeft.report.reading import Readings, readings
-from edgeft.survival import Benefit, Result, Survival
+from edgeft.report.ship import Choice, Limits, choices
+from edgeft.report.variant import Difference, Facts, Variant, place
+from edgeft.survival import Benefit, Result
 
+HOST, LOCAL = "host", "local"
 HEADLINE = ""  # the group that the verdict is about
 SHOWN_DIFFERENCES = 10
 _ORDER = ("survives", "partial", "lost", "reversed", "inconclusive")
-Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A question that the tuned model answers differently on the host and at a target."""
-
-    id: str
-    question: str
-    gold: str
-    host: str
-    target: str
-    host_correct: bool
-    target_correct: bool
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One target on one device.
-
-    Attributes:
-        bytes: the artifact's size; None if the bundle is not in the run.
-        survival: the comparison with the host.
-        lost_after: where retention is below 1 for sure, the smallest larger target of the
-            same device and runtime that still survives, or ``"host"``: the benefit went between
-            that and this one.
-        latency: as in ``latency.json``; None if it was not timed.
-        verify: the export's checks, as in the manifest; None without a bundle.
-        differences: some of the questions answered differently, those that cost accuracy first.
-    """
-
-    target: str
-    device: str
-    runtime: str | None
-    bytes: int | None
-    survival: Survival
-    lost_after: str | None
-    latency: Facts | None
-    verify: Facts | None
-    differences: list[Difference]
 
 
 @dataclass(frozen=True)
@@ -98,6 +62,7 @@ class Report:
         merge: as in ``merge.json``; None for full fine-tuning.
         readings: how answers were read, the host's first.
         questions: as in ``data.json``: how many of each split, and what was left out and why.
+        ship: which file for each device; empty where there is no benefit on the host.
     """
 
     name: str
@@ -115,10 +80,14 @@ class Report:
     merge: Facts | None = None
     readings: list[Readings] = field(default_factory=list)
     questions: Facts = field(default_factory=dict)
+    ship: list[Choice] = field(default_factory=list)
 
 
-def build(run: Path) -> Report:
+def build(run: Path, limits: Limits | None = None) -> Report:
     """Read a run directory. What was not benched yet, or with other weights, is left out.
+
+    Args:
+        limits: what a file to ship has to meet.
 
     Raises:
         UserError: the host has no scores yet, or results do not belong together.
@@ -136,15 +105,29 @@ def build(run: Path) -> Report:
     groups = [GroupScore(g, None, None, _group_benefit(host_base, host_tuned, g)) for g in names]
     variants: list[Variant] = []
     for device, target, base, tuned in _benched(run):
+        on_host = (host_base, host_tuned)
+        stage = _json(run / "bench" / device / target / "tuned" / "stage.json") or {}
+        if stage.get("limit") is not None:
+            here = {r.id for r in tuned}
+            on_host = (
+                [r for r in host_base if r.id in here],
+                [r for r in host_tuned if r.id in here],
+            )
         try:
             # The headline is part of all questions, so compare the ids of all first.
-            survival.survival(host_base, host_tuned, base, tuned)
+            survival.survival(on_host[0], on_host[1], base, tuned)
             compared = survival.survival(
-                *(_group(results) for results in (host_base, host_tuned, base, tuned)), keep=keep
+                _group(on_host[0]),
+                _group(on_host[1]),
+                _group(base),
+                _group(tuned),
+                keep=keep,
             )
         except UserError as error:
             raise UserError(f"{target} on {device}: {error}") from error
         manifest = _json(run / "export" / target / "tuned" / "manifest.json") or {}
+        latency = _json(run / "bench" / device / target / "tuned" / "latency.json") or {}
+        unmeasured = latency.get(NOT_MEASURED)
         variants.append(
             Variant(
                 target=target,
@@ -153,12 +136,18 @@ def build(run: Path) -> Report:
                 bytes=_bytes(manifest),
                 survival=compared,
                 lost_after=None,
-                latency=_json(run / "bench" / device / target / "tuned" / "latency.json"),
+                latency=latency if latency and not unmeasured else None,
                 verify=manifest.get("verify"),
-                differences=_differences(questions, _group(host_tuned), _group(tuned)),
+                differences=_differences(questions, _group(on_host[1]), _group(tuned)),
+                not_measured=unmeasured,
+                same_as_local=_same(run, target, tuned) if device != LOCAL else None,
             )
         )
-        groups += [GroupScore(g, target, device, _group_benefit(base, tuned, g)) for g in names]
+        groups += [
+            GroupScore(g, target, device, _group_benefit(base, tuned, g))
+            for g in names
+            if _group(tuned, g)
+        ]
     variants.sort(key=lambda v: (-(v.bytes or 0), v.target, v.device))
     variants = [_with_step(v, variants[:i]) for i, v in enumerate(variants)]
     machines = sorted((run / "bench").glob("*/machine.json"))
@@ -185,6 +174,7 @@ def build(run: Path) -> Report:
             ),
         ],
         questions=_questions(run / "data" / "data.json"),
+        ship=[] if host.verdict else choices(variants, limits or Limits()),
     )
 
 
@@ -208,14 +198,9 @@ def as_json(report: Report) -> Facts:
         "readings": [asdict(r) for r in report.readings],
         "forgetting": asdict(report.forgetting) if report.forgetting else None,
         "advice": report.advice,
+        "ship": [asdict(c) for c in report.ship],
         "verdict": report.verdict,
     }
-
-
-def place(variant: Variant, variants: Iterable[Variant]) -> str:
-    """What the views call a variant: its target, and the device where there are several."""
-    several = len({v.device for v in variants}) > 1
-    return f"{variant.target} on {variant.device}" if several else variant.target
 
 
 def _variant_json(variant: Variant) -> Facts:
@@ -230,6 +215,8 @@ def _variant_json(variant: Variant) -> Facts:
         **compared,
         "lost_after": variant.lost_after,
         "latency": variant.latency,
+        "not_measured": variant.not_measured,
+        "same_as_local": variant.same_as_local,
         "verify": variant.verify,
         "differences": [asdict(d) for d in variant.differences],
     }
@@ -243,6 +230,17 @@ def _benched(run: Path) -> Iterable[tuple[str, str, list[Result], list[Result]]]
             continue
         if all(_scored(folder / name) == _scored(host / name) for name in ("base", "tuned")):
             yield folder.parent.name, folder.name, base, tuned
+
+
+def _same(run: Path, target: str, tuned: Sequence[Result]) -> tuple[int, int] | None:
+    """How many answers are this machine's, of those questions that were answered on both."""
+    folder = run / "bench" / LOCAL / target / "tuned"
+    here = read_results(folder)
+    if here is None or _scored(folder) != _scored(run / "bench" / HOST / "tuned"):
+        return None
+    answers = {r.id: r.answer for r in here}
+    both = [r for r in tuned if r.id in answers]
+    return sum(r.answer == answers[r.id] for r in both), len(both)
 
 
 def _scored(folder: Path) -> tuple[Any, Any]:

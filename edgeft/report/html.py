@@ -5,8 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from edgeft.report import plots
-from edgeft.report.build import Report, Variant, place
-from edgeft.report.tables import Table, lead, percent, remarks, tables, worst
+from edgeft.report.build import Report
+from edgeft.report.device import device_title
+from edgeft.report.figures import Table, percent
+from edgeft.report.ship import decode
+from edgeft.report.tables import lead, remarks, tables, worst
+from edgeft.report.variant import Variant, place
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -68,6 +72,9 @@ def render(report: Report) -> str:
     drawn = {"Accuracy": plots.accuracy(report)}
     if any(v.survival.retention is not None for v in report.variants):
         drawn["Retention"] = plots.retention(report)
+    for device in dict.fromkeys(v.device for v in report.variants):
+        if sum(decode(v) is not None for v in report.variants if v.device == device) > 1:
+            drawn[device_title(device)] = plots.speed(report, device)
     found = tables(report)
     late = [
         table for table in found if table.title in ("Held-out questions", "Verification", "Run")

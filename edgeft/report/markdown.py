@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from edgeft.report.build import Report, place
-from edgeft.report.tables import Table, lead, remarks, tables, worst
+from edgeft.report.build import Report
+from edgeft.report.figures import Table
+from edgeft.report.tables import lead, remarks, tables, worst
+from edgeft.report.variant import place
 
 
 def render(report: Report) -> str:

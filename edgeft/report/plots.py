@@ -8,7 +8,9 @@ from io import StringIO
 from typing import Any
 
 from edgeft.errors import UserError
-from edgeft.report.build import Report, Training, place
+from edgeft.report.build import Report, Training
+from edgeft.report.ship import decode, front
+from edgeft.report.variant import Variant, place
 from edgeft.survival import Score
 
 # Stand-ins that no other part of the drawing has; the page defines the variables.
@@ -93,34 +95,26 @@ def size(report: Report) -> str:
     shown = [v for v in report.variants if v.bytes is not None]
 
     def draw(axes: Any) -> None:
-        host = report.host.tuned
-        axes.axhspan(*(100 * e for e in host.ci), color=_colour("--tuned"), alpha=0.1, lw=0)
-        axes.axhline(100 * host.accuracy, color=_colour("--tuned"), lw=1, ls=":")
-        xs = [(v.bytes or 0) / 1e6 for v in shown]
-        for x, variant in zip(xs, shown, strict=True):
-            found = variant.survival.here.tuned
-            colour = _BY_VARIABLE[verdict_colour(variant.survival.verdict)]
-            ends = [100 * e for e in found.ci]
-            axes.plot([x, x], ends, color=colour, lw=1.6, alpha=0.55, solid_capstyle="round")
-            axes.plot(x, 100 * found.accuracy, "o", color=colour, ms=7)
-        axes.set_xlim(0, 1.18 * max(xs))
-        lowest = min([host.ci[0], *(v.survival.here.tuned.ci[0] for v in shown)])
-        axes.set_ylim(max(0, 100 * lowest - 6), min(102, 100 * host.ci[1] + 12))
-        axes.text(
-            0.005,
-            100 * host.accuracy,
-            " tuned on the host",
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            color=_colour("--tuned"),
-        )
-        axes.grid(axis="both", color=_colour("--grid"), lw=0.7)
+        _dots(axes, report, shown, [(v.bytes or 0) / 1e6 for v in shown])
         axes.set_xlabel("size, MB")
-        axes.set_ylabel("accuracy, %")
-        scores = [v.survival.here.tuned for v in shown]
-        _labels(axes, xs, scores, [place(v, report.variants) for v in shown], 100 * host.accuracy)
 
     return _svg(draw, 3.9, "Size of each target against its accuracy")
+
+
+def speed(report: Report, device: str) -> str:
+    """Decode speed on a device against tuned accuracy, with the Pareto front."""
+    shown = [v for v in report.variants if v.device == device and decode(v)]
+
+    def draw(axes: Any) -> None:
+        best = [(decode(v) or 0, 100 * v.survival.here.tuned.accuracy) for v in front(shown)]
+        # From the left edge to the most accurate, then down the steps to the fastest.
+        steps = [(0, best[0][1]), *best, (best[-1][0], 0)]
+        xs, ys = zip(*steps, strict=True)
+        axes.step(xs, ys, where="pre", color=_colour("--muted"), lw=1.1, ls="--", zorder=1)
+        _dots(axes, report, shown, [decode(v) or 0 for v in shown])
+        axes.set_xlabel(f"decoding on {device}, tok/s")
+
+    return _svg(draw, 3.9, f"Decode speed on {device} against accuracy")
 
 
 def loss(training: Training) -> str:
@@ -147,6 +141,34 @@ def loss(training: Training) -> str:
         _legend(axes)
 
     return _svg(draw, 3.2, "Training and held-out loss by step")
+
+
+def _dots(axes: Any, report: Report, shown: Sequence[Variant], xs: Sequence[float]) -> None:
+    """Tuned accuracy with its interval at each x, named, and the host's as a band."""
+    host = report.host.tuned
+    axes.axhspan(*(100 * e for e in host.ci), color=_colour("--tuned"), alpha=0.1, lw=0)
+    axes.axhline(100 * host.accuracy, color=_colour("--tuned"), lw=1, ls=":")
+    for x, variant in zip(xs, shown, strict=True):
+        found = variant.survival.here.tuned
+        colour = _BY_VARIABLE[verdict_colour(variant.survival.verdict)]
+        ends = [100 * e for e in found.ci]
+        axes.plot([x, x], ends, color=colour, lw=1.6, alpha=0.55, solid_capstyle="round")
+        axes.plot(x, 100 * found.accuracy, "o", color=colour, ms=7)
+    axes.set_xlim(0, 1.18 * max(xs))
+    lowest = min([host.ci[0], *(v.survival.here.tuned.ci[0] for v in shown)])
+    axes.set_ylim(max(0, 100 * lowest - 6), min(102, 100 * host.ci[1] + 12))
+    axes.text(
+        0.005,
+        100 * host.accuracy,
+        " tuned on the host",
+        transform=axes.get_yaxis_transform(),
+        va="bottom",
+        color=_colour("--tuned"),
+    )
+    axes.grid(axis="both", color=_colour("--grid"), lw=0.7)
+    axes.set_ylabel("accuracy, %")
+    scores = [v.survival.here.tuned for v in shown]
+    _labels(axes, xs, scores, [place(v, shown) for v in shown], 100 * host.accuracy)
 
 
 def _colour(variable: str) -> str:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from edgeft.report.build import Report, Variant, place
+from edgeft.report.build import Report
+from edgeft.report.device import device, latency
+from edgeft.report.figures import (
+    NONE,
+    Table,
+    megabytes,
+    number,
+    percent,
+    points,
+    points_interval,
+    ratio_interval,
+)
 from edgeft.report.forgetting import sentence
 from edgeft.report.reading import NONE as NO_ANSWER
-from edgeft.survival import Benefit, Interval, Score
+from edgeft.report.variant import Variant, place
+from edgeft.survival import Benefit, Score
 from edgeft.tasks.grading import HOWS
-
-NONE = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text. ``words``: how many columns, from the left and at the right, are not figures."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
-    words: tuple[int, int] = (1, 0)
 
 
 def lead(report: Report) -> str:
@@ -39,13 +37,17 @@ def lead(report: Report) -> str:
 
 def remarks(report: Report) -> list[str]:
     """What to try, what was forgotten, after which step the benefit was lost, what would decide."""
-    said = list(report.advice)
+    said = [*report.advice, *(choice.sentence for choice in report.ship)]
     if report.forgetting:
         said.append(sentence(report.forgetting))
     for after in dict.fromkeys(v.lost_after for v in report.variants if v.lost_after):
         names = [place(v, report.variants) for v in report.variants if v.lost_after == after]
         kept = "the host" if after == "host" else f"{after}, which still survives"
         said.append(f"{', '.join(names)}: the loss comes after {kept}.")
+    for name in dict.fromkeys(v.device for v in report.variants):
+        counts = {v.survival.here.tuned.n for v in report.variants if v.device == name}
+        if min(counts) < report.host.tuned.n:
+            said.append(f"On {name} {min(counts)} of {report.host.tuned.n} questions were asked.")
     for variant in report.variants:
         if variant.survival.needed_questions:
             name = place(variant, report.variants)
@@ -56,7 +58,9 @@ def remarks(report: Report) -> list[str]:
 
 def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
-    found = [accuracy(report), retention(report), likelihood(report), latency(report)]
+    found = [accuracy(report), retention(report)]
+    found += [device(report, name) for name in dict.fromkeys(v.device for v in report.variants)]
+    found += [likelihood(report), latency(report)]
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
     found += [reading(report), training(report), verification(report), facts(report)]
     return [table for table in found if table.rows]
@@ -121,37 +125,15 @@ def retention(report: Report) -> Table:
     )
 
 
-_LATENCY = {
-    "load, s": ("load_s", "{:.2f}"),
-    "first token, ms": ("ttft_ms", "{:.0f}"),
-    "prefill, tok/s": ("prefill_tok_s", "{:.0f}"),
-    "decode, tok/s": ("decode_tok_s", "{:.1f}"),
-    "peak memory, MB": ("peak_rss_mb", "{:.0f}"),
-}
-
-
-def latency(report: Report) -> Table:
-    """One stream alone on the device; medians."""
-    timed = [(v, v.latency) for v in report.variants if v.latency]
-    rows = [
-        [place(v, report.variants)]
-        + [number(found.get(key), form) for key, form in _LATENCY.values()]
-        for v, found in timed
-    ]
-    shape = timed[0][1] if timed else {}
-    note = (
-        f"One stream, {shape.get('prompt_tokens')} prompt tokens and {shape.get('new_tokens')} new "
-        f"ones, {shape.get('threads')} threads, median of {shape.get('repetitions')}."
-    )
-    return Table("Latency", note, ["", *_LATENCY], rows)
-
-
 def group(report: Report, name: str) -> Table:
     """The scores of a group that the headline leaves out."""
     scores = {(g.target, g.device): g.score for g in report.groups if g.group == name}
     rows = [_benefit_row("host", scores[None, None])]
-    for v in report.variants:
-        rows.append(_benefit_row(place(v, report.variants), scores[v.target, v.device]))
+    rows += [
+        _benefit_row(place(v, report.variants), scores[v.target, v.device])
+        for v in report.variants
+        if (v.target, v.device) in scores
+    ]
     n = scores[None, None].base.n
     return Table(
         name[:1].upper() + name[1:],
@@ -271,36 +253,6 @@ def _said(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     return {k: v for k, v in settings.items() if v not in (None, {}, "")}
-
-
-def percent(share: float) -> str:
-    """0.775 as ``77.5%``."""
-    return f"{100 * share:.1f}%"
-
-
-def points(difference: float) -> str:
-    """0.6 as ``+60.0``."""
-    return f"{100 * difference:+z.1f}"
-
-
-def points_interval(ci: Interval) -> str:
-    """(0.5, 0.69) as ``+50.0 to +69.0``."""
-    return f"{points(ci[0])} to {points(ci[1])}"
-
-
-def ratio_interval(ci: Interval) -> str:
-    """(0.72, 0.93) as ``0.72 to 0.93``."""
-    return f"{ci[0]:z.2f} to {ci[1]:z.2f}"
-
-
-def megabytes(size: int | None) -> str:
-    """Bytes as ``105.5 MB``, 10^6 bytes to the MB."""
-    return NONE if size is None else f"{size / 1e6:.1f} MB"
-
-
-def number(value: Any, form: str) -> str:
-    """A figure, or a dash where there is none."""
-    return NONE if value is None else form.format(value)
 
 
 def worst(report: Report) -> Variant | None:

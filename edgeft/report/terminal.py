@@ -8,7 +8,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from edgeft.report.build import Report
-from edgeft.report.tables import Table, lead, remarks, tables
+from edgeft.report.figures import Table
+from edgeft.report.tables import lead, remarks, tables
 
 STYLES = {
     "survives": "bold green",
