@@ -102,7 +102,7 @@ def run(
         failed = _failure(lambda: exporting.export(this, targets))
         if failed and not stages.bundles(this):
             raise failed
-        failed = benching.bench_devices(this, given.bench.devices, {}) or failed
+        failed = benching.bench_devices(this, given.bench.devices) or failed
         _report(this.path, as_json)
         if failed:
             raise failed
@@ -186,6 +186,7 @@ def bench(
     device: Annotated[
         list[str] | None, typer.Option(help="A device; the run's own ones otherwise.")
     ] = None,
+    target: Targets = None,
     out: Annotated[
         Path | None, typer.Option(help="Where a bundle's results go; else BUNDLE/bench.")
     ] = None,
@@ -198,7 +199,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Score and time what is exported: every target of a run, or one bundle."""
-    from edgeft import recipe, run, stages
+    from edgeft import catalog, recipe, run, stages
     from edgeft.bench import stage as benching
 
     sizes = [] if batch is None else [f"{key}={batch}" for key in flags(batch=batch)]
@@ -214,7 +215,9 @@ def bench(
     with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)
-        failed = benching.bench_devices(this, device or this.recipe.bench.devices, said)
+        names = [one.name for one in catalog.find_targets(target)] if target else None
+        devices = device or this.recipe.bench.devices
+        failed = benching.bench_devices(this, devices, said, names)
         _report(this.path, as_json, asked)
         if failed:
             raise failed

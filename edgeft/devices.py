@@ -16,6 +16,8 @@ from edgeft import run, wheel
 from edgeft.catalog import Device
 from edgeft.errors import UserError
 from edgeft.progress import Update, say, shown
+from edgeft.transports import open_transport
+from edgeft.transports.local import Local
 from edgeft.transports.ssh import Agent, check_architecture, send
 
 _PYTHON = (3, 11)
@@ -32,7 +34,7 @@ def probe(device: Device) -> dict[str, Any]:
     Raises:
         UserError: it cannot be reached.
     """
-    if device.transport == "local":
+    if isinstance(open_transport(device), Local):
         from edgeft.bench import board, machine_facts
 
         return {**board.facts(), **machine_facts()}
@@ -168,7 +170,7 @@ def setup(device: Device, wheelhouse: Path | None = None, no_index: bool = False
 
 
 def _remote(device: Device) -> None:
-    if device.transport != "ssh":
+    if isinstance(open_transport(device), Local):
         raise UserError(f"{device.name} is this machine: there is nothing to set up or clean")
 
 
@@ -210,7 +212,6 @@ def _steps(there: Agent, plan: Plan, *, fresh: bool, compiles: bool) -> None:
     with _step(there, title) as update:
         send(there, plan.folder, files, update, under="setup")
     links = ["--find-links", "setup/wheels", "--find-links", "setup/built"]
-    _do(there, "", ["mkdir", "-p", "setup/built"])
     if compiles:  # kept there: what is compiled once is a wheel from then on
         built = ["wheel", "--no-deps", "--wheel-dir", "setup/built", *links, *offline, plan.pins[0]]
         _do(there, "compile llama.cpp", [*pip, *built])
@@ -230,33 +231,20 @@ def _step(there: Agent, title: str) -> Iterator[Update]:
 
 
 def _do(there: Agent, title: str, arguments: Sequence[str]) -> None:
-    """One program on the device, shown with the time it took if it has a title.
+    """One program on the device, shown with the time it took.
 
     Raises:
         UserError: it failed; its own reason is in it.
     """
     lines: list[str] = []
-    code = 0
-
-    def follow(update: Update | None) -> None:
-        nonlocal code
+    with _step(there, title) as update:
         for event in there.events("run", arguments=list(arguments)):
             if event["event"] == "line" and event["text"].strip():
                 lines.append(event["text"].strip())
-                if update:
-                    update(0, 1, lines[-1][:60])
-            elif event["event"] == "ended":
-                code = event["code"]
-        if update:
-            update(1, 1, "")
-        if code:
-            raise UserError(f"{there.device.name}: {title or arguments[0]}: {_reason(lines)}")
-
-    if not title:
-        follow(None)
-        return
-    with _step(there, title) as update:
-        follow(update)
+                update(0, 1, lines[-1][:60])
+            elif event.get("code"):
+                raise UserError(f"{there.device.name}: {title}: {_reason(lines)}")
+        update(1, 1, "")
 
 
 def _reason(lines: Sequence[str]) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
-from edgeft import bench, tasks
+from edgeft import bench, recipe, tasks
+from edgeft.bench import stage as benching
 from edgeft.bench.accuracy import read_rows
 from edgeft.bench.job import job_of_request
+from edgeft.bench.latency import fewest_of_the_fastest
 from edgeft.errors import UserError
 from edgeft.prompts import Item
-from edgeft.runtimes import llama_cpp
+from edgeft.runtimes import llama_cpp, thread_count
 from edgeft.tasks.answers import read_number
 
 COUNT = 10
@@ -245,3 +247,42 @@ def test_machine_facts_are_plain_and_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_threads_are_swept_and_the_fewest_of_the_fastest_taken(
+    bundle: Path, tmp_path: Path
+) -> None:
+    shape = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2}
+    bench.latency(bench.job_of_bundle(bundle), tmp_path, **shape, sweep=True)
+    facts = json.loads((tmp_path / "latency.json").read_text())
+    tried = {int(count): speed for count, speed in facts["threads_tried"].items()}
+    assert min(tried) == 1 and max(tried) == thread_count(0)
+    assert facts["threads"] == fewest_of_the_fastest(tried)
+    assert fewest_of_the_fastest({1: 50.0, 2: 98.0, 3: 100.0, 4: 70.0}) == 2
+    assert facts["throttled"] == [] and facts["other_load"] >= 0
+
+
+def test_fewer_questions_first_and_the_rest_later(bundle: Path, tmp_path: Path) -> None:
+    """What was answered under a limit is not asked again, and all are more than some."""
+    settings = recipe.parse("").bench
+    out = tmp_path / "out"
+    asked = []
+    for said in ({"limit": 2}, {"limit": 4}, {}, {"limit": 3}):
+        there = benching.there("local", {**said, "threads": 1})
+        did = benching.bench_bundle(bundle, out, settings, there, timed=False)
+        rows = (out / "results.jsonl").read_bytes().splitlines()
+        asked.append((did, len(rows)))
+    assert asked == [(True, 2), (True, 4), (True, COUNT), (False, COUNT)]
+    seconds = [json.loads(row)["seconds"] for row in rows]
+    assert len({json.loads(row)["id"] for row in rows}) == COUNT and min(seconds) > 0
+
+
+def test_a_bundle_that_names_files_outside_is_refused(bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["../evil"] = {"bytes": 0, "sha256": ""}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for path in bundle.iterdir():
+        if path.name != "manifest.json":
+            (tmp_path / path.name).symlink_to(path.resolve())
+    with pytest.raises(UserError, match=r"is not a bundle: it names the file ../evil"):
+        bench.job_of_bundle(tmp_path)

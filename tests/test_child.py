@@ -29,6 +29,8 @@ def work(request, emit):
         raise UserError("no such thing: do another")
     if request == "bug":
         raise KeyError("x")
+    if request == "nap":
+        time.sleep(1.5)
     if request == "sleep":
         open("pid", "w").write(str(os.getpid()))
         time.sleep(60)
@@ -79,6 +81,38 @@ def test_a_child_ends_with_its_parent(module: str, tmp_path: Path) -> None:
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(pid)
+
+
+def test_a_child_on_a_device_ends_without_a_beat(module: str, tmp_path: Path) -> None:
+    """A connection may die without a word."""
+    env = {**os.environ, child.BEAT: "0.5"}
+    program = [sys.executable, "-m", module]
+    silent = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert silent.stdin
+    silent.stdin.write(b'"sleep"\n')
+    silent.stdin.flush()
+    start = time.monotonic()
+    assert silent.wait(20) == 1
+    assert time.monotonic() - start > 0.4
+
+
+def test_beats_keep_a_child_alive(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_BEAT_EVERY_S", 0.1)
+    monkeypatch.setenv(child.BEAT, "0.6")
+    start = time.monotonic()
+    assert len(list(child.call(module, "nap", beat=True))) == 1
+    assert time.monotonic() - start > 1.2
+
+
+def test_children_on_a_device_wait_for_each_other(module: str, tmp_path: Path) -> None:
+    env = {child.LOCK: str(tmp_path)}
+    first = child.call(module, "nap", env)
+    next(first)
+    start = time.monotonic()
+    assert len(child.run(module, "fine", env)) == 1
+    assert time.monotonic() - start < 20
+    with pytest.raises(StopIteration):
+        next(first)
 
 
 def _alive(pid: int) -> bool:

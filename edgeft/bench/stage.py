@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,16 +53,25 @@ def there(name: str, said: dict[str, Any]) -> There:
     return There(device, open_transport(device))
 
 
-def bench_devices(this: Run, names: list[str], said: dict[str, Any]) -> UserError | None:
+def bench_devices(
+    this: Run,
+    names: list[str],
+    said: dict[str, Any] | None = None,
+    targets: list[str] | None = None,
+) -> UserError | None:
     """Bench the run on each device.
+
+    Args:
+        said: see :func:`overrides`.
+        targets: only these; None: all that is exported.
 
     Returns:
         What failed first; the rest was done all the same.
     """
     failed: UserError | None = None
-    for found in [there(name, said) for name in names]:
+    for found in [there(name, said or {}) for name in names]:
         try:
-            bench_device(this, found)
+            bench_device(this, found, targets)
         except UserError as error:
             if len(names) > 1:
                 say(f"✗ {found.device.name}: {error}")
@@ -68,15 +79,16 @@ def bench_devices(this: Run, names: list[str], said: dict[str, Any]) -> UserErro
     return failed
 
 
-def bench_device(this: Run, there: There) -> None:
+def bench_device(this: Run, there: There, targets: list[str] | None = None) -> None:
     """Score and time every bundle of the run; one that fails does not keep the rest from it.
 
     Raises:
         UserError: what failed first, after the rest was done.
     """
-    found = bundles(this)
+    found = [b for b in bundles(this) if targets is None or b.parent.name in targets]
     if not found:
-        raise UserError(f"nothing is exported yet: edgeft export {this.path} --target gguf")
+        wanted = " ".join(f"--target {name}" for name in targets or ["gguf"])
+        raise UserError(f"nothing of it is exported yet: edgeft export {this.path} {wanted}")
     place = this.path / "bench" / there.device.name
     failed: UserError | None = None
     done = False
@@ -138,13 +150,14 @@ def bench_bundle(
         "new_tokens": settings.latency_new_tokens,
         "repetitions": settings.latency_repetitions,
     }
-    if device.limit is not None:
-        inputs["limit"] = device.limit
     if timed:
         inputs["latency"] = shape if device.timed else NOT_MEASURED
+    if device.limit is not None and not run.is_done(out, run.fingerprint(inputs)):
+        inputs["limit"] = device.limit  # all of them are more than some
     files = {**manifest["files"], "manifest.json": _facts(bundle / "manifest.json")}
 
     def work(partial: Path, update: Update) -> None:
+        _take_answers(out, partial, inputs)
         path = there.transport.place(bundle, files, update)
         place = Place(there.transport, bundle, path)
         bench.accuracy(job, partial, update, limit=device.limit, place=place)
@@ -156,6 +169,21 @@ def bench_bundle(
 
     name = "" if device.name == "local" else f" on {device.name}"
     return cached(f"bench {bundle.parent.name} {bundle.name}{name}", out, inputs, work)
+
+
+def _take_answers(before: Path, partial: Path, inputs: dict[str, Any]) -> None:
+    """What was answered under another limit stays answered."""
+    results = before / "results.jsonl"
+    try:
+        stage = json.loads((before / "stage.json").read_text())
+    except (OSError, ValueError):
+        return
+    asked = inputs.keys() - {"limit", "latency"}
+    if all(stage.get(key) == inputs[key] for key in asked) and results.is_file():
+        if "limit" in inputs and stage.get("limit", math.inf) > inputs["limit"]:
+            return  # fewer than there were
+        if not (partial / "results.jsonl").exists():
+            shutil.copyfile(results, partial / "results.jsonl")
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def build(run: Path, limits: Limits | None = None) -> Report:
                 verify=manifest.get("verify"),
                 differences=_differences(questions, _group(on_host[1]), _group(tuned)),
                 not_measured=unmeasured,
-                same_as_local=_same(run, target, tuned) if device != LOCAL else None,
+                same_as_local=_same(run, target, _group(tuned)) if device != LOCAL else None,
             )
         )
         groups += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeft.report.build import Report
-from edgeft.report.figures import NONE, Table, megabytes, number, percent
+from edgeft.report.figures import NONE, Table, number, percent
 from edgeft.report.ship import front
 from edgeft.report.variant import Facts, Variant, place
 
@@ -22,6 +22,7 @@ def device(report: Report, name: str) -> Table:
     here = [v for v in report.variants if v.device == name]
     ahead = front(here)
     beside = any(v.same_as_local for v in here)
+    metered = any((v.latency or {}).get("energy_j") for v in here)
     rows = []
     for v in here:
         s, latency = v.survival, v.latency or {}
@@ -29,24 +30,23 @@ def device(report: Report, name: str) -> Table:
         rows.append(
             [
                 v.target,
-                megabytes(v.bytes),
                 percent(s.here.tuned.accuracy),
                 number(s.retention, "{:z.2f}"),
                 *([f"{same[0]} of {same[1]}" if same else NONE] if beside else []),
                 *_timed(v, "decode_tok_s", "{:.1f}"),
                 *_timed(v, "ttft_ms", "{:.0f}"),
                 *_timed(v, "peak_rss_mb", "{:.0f}"),
-                number(latency.get("energy_j"), "{:.2f}"),
+                *([number(latency.get("energy_j"), "{:.2f}")] if metered else []),
                 "front" if v in ahead and len(here) > 1 else "",
                 s.verdict,
             ]
         )
-    header = ["", "size", "tuned", "retention", *(["as on local"] if beside else [])]
-    header += ["tok/s", "first token, ms", "memory, MB", "energy, J", "", "verdict"]
-    note = (
-        "tok/s: decoding one stream; energy: of one prompt and its answer, where the machine tells. "
-        "Front: no other file here is both faster and more accurate."
-    )
+    header = ["", "tuned", "retention", *(["as on local"] if beside else [])]
+    header += ["tok/s", "first token, ms", "memory, MB"]
+    header += [*(["energy, J"] if metered else []), "", "verdict"]
+    note = "Front: no other file here is both faster and more accurate. tok/s: decoding one stream."
+    if metered:
+        note += " Energy: of one prompt and its answer."
     if beside:
         note += " As on local: questions that this file answers as it does on this machine."
     if why := dict.fromkeys(v.not_measured for v in here if v.not_measured):

@@ -288,17 +288,17 @@ def send(
     at = {sha: abs(held) for sha, held in state["there"].items()}
     missing = sum(size - at[sha] for sha, size in sizes.items())
     total, name = sum(sizes.values()), there.device.name
-    if missing and missing + _SPARE_DISK > state["free"]:
-        raise UserError(
-            f"{name} has {byte_size(state['free'])} of disk left, but {byte_size(missing)} more "
-            f"are to be sent and {byte_size(_SPARE_DISK)} to stay free: "
-            f"edgeft devices clean {name}, or delete something there"
-        )
     memory = state["memory_gb"]
     if in_memory and memory is not None and total + _SPARE_MEMORY > 1e9 * memory:
         raise UserError(
             f"{name} has {byte_size(1e9 * memory)} of memory available, but {folder} needs at least "
             f"{byte_size(total + _SPARE_MEMORY)}: choose a smaller target, or stop something there"
+        )
+    if missing and missing + _SPARE_DISK > state["free"]:
+        raise UserError(
+            f"{name} has {byte_size(state['free'])} of disk left, but {byte_size(missing)} more "
+            f"are to be sent and {byte_size(_SPARE_DISK)} to stay free: "
+            f"edgeft devices clean {name}, or delete something there"
         )
     done, start = total - missing, time.monotonic()
     for path, facts in files.items():
