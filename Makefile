@@ -5,7 +5,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 OPTIMUM_TORCH := $(shell sed -n 's/^torch==//p' constraints-optimum.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast lint install dev optimum clean
+.PHONY: demo test test-fast lint install dev optimum arm64 clean
 
 demo: install
 	$(BIN)/edgeft run --out runs/demo
@@ -53,6 +53,10 @@ endef
 	$(call install-torch,.venv-optimum/bin,$(OPTIMUM_TORCH))
 	.venv-optimum/bin/pip install --quiet --constraint constraints-optimum.txt --editable '.[optimum]'
 	@touch $@
+
+# An arm64 Debian under qemu-user, the device emulated-arm64; as root, on Linux on x86-64.
+arm64: install
+	devices/emulated-arm64.sh
 
 clean:
 	rm -rf .venv .venv-optimum build dist *.egg-info

@@ -47,6 +47,7 @@ if ! ls "$WHEELS/llama_cpp_python-$LLAMA-"*aarch64.whl >/dev/null 2>&1; then
 		-DGGML_NATIVE=OFF -DGGML_CPU_ARM_ARCH=armv8.2-a+fp16+dotprod -DLLAVA_BUILD=OFF" \
 		$PYTHON -m pip wheel --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python \
 		--wheel-dir "$MADE" "llama-cpp-python==$LLAMA"
+	$PYTHON -m pip install --quiet wheel
 	$PYTHON -m wheel tags --remove --platform-tag linux_aarch64 "$MADE"/*.whl >/dev/null
 	mv "$MADE"/*.whl "$WHEELS" && rmdir "$MADE"
 fi

@@ -67,6 +67,7 @@ class Device:
     timed: bool = True
 
 
+_RESERVED = ("host", "general")  # folders beside the devices' in a run
 # What may stand in a command line there without a meaning of its own.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
@@ -181,6 +182,10 @@ def _device(path: Path, paths: dict[str, Path]) -> Device:
         value = getattr(device, key)
         if value and not form.fullmatch(str(value)):
             raise UserError(f"{path}: {key} = {value!r} has characters that do not belong there")
+    if device.name in _RESERVED:
+        raise UserError(
+            f"{path}: no device can be called {device.name}: runs keep other things there"
+        )
     threads = device.threads
     if threads != "auto" and not (type(threads) is int and threads >= 0):
         raise UserError(f"{path}: threads = {threads!r} is neither a number nor 'auto'")

@@ -119,6 +119,8 @@ def call(
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         if not finished:
             log.seek(0)
             said = log.read()

@@ -22,6 +22,7 @@ from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
 from edgeft.tasks import general
 from edgeft.train import ranks
+from edgeft.transports import open_transport
 
 WEIGHTS = ("base", "tuned")
 HOST = "host"
@@ -76,7 +77,7 @@ def prepare(this: Run) -> None:
     base = _base(this)
     targets = catalog.find_targets(this.recipe.export.targets)
     for name in this.recipe.bench.devices:
-        catalog.find_device(name)
+        open_transport(catalog.find_device(name))
     exporters.check_supported(base, targets, checkout(this))
     if this.recipe.adapter:
         merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, this.weights_id("base"))

@@ -56,6 +56,7 @@ def test_a_profile_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ('transport = "ssh"\nhost = "a"\nfolder = "$HOME/x"\n', "folder = '$HOME/x' has"),
         ('transport = "ssh"\nthreads = "all"\n', "threads = 'all' is neither a number nor 'auto'"),
         ('transport = "ssh"\nthreads = -1\n', "threads = -1 is neither a number nor 'auto'"),
+        ('transport = "local"\nthreads = true\n', "threads = True is neither"),
         ("about = 'x'\n", "missing 1 required positional argument: 'transport'"),
     ],
 )
@@ -81,6 +82,12 @@ def test_a_mistake_about_devices_is_one_line(
     profile(tmp_path, 'transport = "ssh"\n')
     profile(tmp_path, 'transport = "telnet"\n', "far")
     assert message in refused(*arguments, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["host", "general"])
+def test_a_device_takes_no_place_of_the_runs_own(name: str, tmp_path: Path) -> None:
+    profile(tmp_path, 'transport = "local"\n', name)
+    assert f"no device can be called {name}" in refused("devices", cwd=tmp_path)
 
 
 def test_the_wheel_is_this_edgeft(tmp_path: Path) -> None:

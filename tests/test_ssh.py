@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import sshd
 
-from edgeft import child
+from edgeft import child, transports
 from edgeft.errors import UserError
 from edgeft.transports import ConnectionLost, open_transport
 from edgeft.transports.ssh import Agent, command, send
@@ -106,6 +106,30 @@ def test_what_was_cut_goes_on_from_there(server: sshd.Sshd, files: Path) -> None
     there = transport.place(files, described(files), lambda done, *_: seen.append(done))
     assert min(seen) > kept, "it began anew"
     assert described(there) == described(files)
+
+
+def test_a_lost_connection_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the work gets on, or for so many tries; a device never reached is not."""
+    monkeypatch.setattr(transports, "_WAITS_S", (0, 0, 0))
+    told: list[str] = []
+    done: list[int] = []
+
+    def work(steps: Iterator[bool]) -> Callable[[], None]:
+        def step() -> None:
+            for got_on in steps:
+                if got_on:
+                    done.append(1)
+                raise ConnectionLost("gone")
+
+        return step
+
+    transports.patiently(work(iter([False] * 3)), lambda: len(done), told.append)
+    assert told == ["gone; trying again in 0 s"] * 3
+    with pytest.raises(ConnectionLost):
+        transports.patiently(work(iter([False] * 4)), lambda: len(done), told.append)
+    transports.patiently(work(iter([True] * 9)), lambda: len(done), told.append, reached=False)
+    with pytest.raises(ConnectionLost):
+        transports.patiently(work(iter([False])), lambda: len(done), told.append, reached=False)
 
 
 def test_what_arrives_otherwise_is_refused(server: sshd.Sshd, files: Path) -> None:

@@ -16,7 +16,7 @@ from edgeft.catalog import Device
 from edgeft.errors import UserError
 from edgeft.progress import Update, say
 from edgeft.stages import Run, bundles, cached
-from edgeft.transports import ConnectionLost, Transport, open_transport
+from edgeft.transports import ConnectionLost, Transport, open_transport, patiently
 
 AUTO = "auto"
 
@@ -158,8 +158,7 @@ def bench_bundle(
 
     def work(partial: Path, update: Update) -> None:
         _take_answers(out, partial, inputs)
-        path = there.transport.place(bundle, files, update)
-        place = Place(there.transport, bundle, path)
+        place = Place(there.transport, bundle, _sent(there.transport, bundle, files, update))
         bench.accuracy(job, partial, update, limit=device.limit, place=place)
         if timed and device.timed:
             bench.latency(job, partial, **shape, sweep=device.threads == AUTO, place=place)
@@ -169,6 +168,21 @@ def bench_bundle(
 
     name = "" if device.name == "local" else f" on {device.name}"
     return cached(f"bench {bundle.parent.name} {bundle.name}{name}", out, inputs, work)
+
+
+def _sent(transport: Transport, bundle: Path, files: dict[str, Any], update: Update) -> Path:
+    """The bundle's folder on the device; a connection that was lost meanwhile is waited for."""
+    place, done = [bundle], [0]
+
+    def count(sent: int, total: int, text: str) -> None:
+        done[0] = sent
+        update(sent, total, text)
+
+    def send() -> None:
+        place[0] = transport.place(bundle, files, count)
+
+    patiently(send, lambda: done[0], lambda why: update(done[0], 1, why), reached=False)
+    return place[0]
 
 
 def _take_answers(before: Path, partial: Path, inputs: dict[str, Any]) -> None:

@@ -62,13 +62,18 @@ def open_transport(device: Device) -> Transport:
 
 
 def patiently(
-    work: Callable[[], None], progress: Callable[[], int], tell: Callable[[str], None]
+    work: Callable[[], None],
+    progress: Callable[[], int],
+    tell: Callable[[str], None],
+    *,
+    reached: bool = True,
 ) -> None:
     """Do ``work`` again when its connection was lost, for about two minutes without ``progress``.
 
     Args:
         progress: a number that grows while the work gets on.
         tell: told why there is a wait.
+        reached: whether the device was reached before; if not, it is not waited for.
     """
     tries = 0
     while True:
@@ -77,8 +82,9 @@ def patiently(
             work()
             return
         except ConnectionLost as lost:
-            tries = 0 if progress() > before else tries
-            if tries == len(_WAITS_S):
+            if progress() > before:
+                reached, tries = True, 0
+            if not reached or tries == len(_WAITS_S):
                 raise
             tell(f"{lost}; trying again in {_WAITS_S[tries]} s")
             time.sleep(_WAITS_S[tries])

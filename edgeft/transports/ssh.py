@@ -88,11 +88,12 @@ def command(device: Device, there: Sequence[str]) -> list[str]:
     """The argument vector that runs ``there`` on the device."""
     options = dict(_OPTIONS)
     if device.identity:
-        options |= {"IdentityFile": _local(device.identity), "IdentitiesOnly": "yes"}
+        options["IdentitiesOnly"] = "yes"
     if device.known_hosts:
-        options["UserKnownHostsFile"] = _local(device.known_hosts)
+        options["UserKnownHostsFile"] = f'"{_local(device.known_hosts)}"'
     found = ["ssh", "-T"]
     found += [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    found += ["-i", _local(device.identity)] if device.identity else []
     found += ["-p", str(device.port)] if device.port else []
     found += ["-l", device.user] if device.user else []
     # ssh says 255 for a program killed by a signal too; through another shell it is 128 + signal.
