@@ -389,7 +389,7 @@ def test_two_devices_are_told_apart(tmp_path: Path) -> None:
     (run / "bench" / "pi5").mkdir()
     (run / "bench" / "local" / "gguf-f16").rename(run / "bench" / "pi5" / "gguf-f16")
     run = make_run(run, ["gguf-f16"])
-    assert report.write(run).verdict == "survives at gguf-f16 on pi5, gguf-f16 on local"
+    assert report.write(run).verdict == "survives at gguf-f16 on local and pi5"
 
 
 def test_results_of_another_evaluation_set_are_refused(tmp_path: Path) -> None:

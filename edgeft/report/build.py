@@ -19,7 +19,7 @@ from edgeft.report.advice import advice
 from edgeft.report.forgetting import Forgetting, forgetting
 from edgeft.report.reading import Readings, readings
 from edgeft.report.ship import Choice, Limits, choices
-from edgeft.report.variant import Difference, Facts, Variant, place
+from edgeft.report.variant import Difference, Facts, Variant
 from edgeft.survival import Benefit, Result
 
 HOST, LOCAL = "host", "local"
@@ -321,12 +321,16 @@ def _verdict(host: Benefit, variants: Sequence[Variant]) -> str:
         return f"{host.verdict} on the host"
     if not variants:
         return "a benefit on the host; no target benched yet"
+    several = len({v.device for v in variants}) > 1
     parts = []
     for word in _ORDER:
-        # Smallest first: what one would ship.
-        at = [place(v, variants) for v in reversed(variants) if v.survival.verdict == word]
-        if at:
-            parts.append(f"{word} at {', '.join(at)}")
+        at: dict[str, list[str]] = {}
+        for v in reversed(variants):  # smallest first: what one would ship
+            if v.survival.verdict == word:
+                at.setdefault(v.target, []).append(v.device)
+        names = [f"{t} on {' and '.join(sorted(d))}" if several else t for t, d in at.items()]
+        if names:
+            parts.append(f"{word} at {', '.join(names)}")
     return "; ".join(parts)
 
 

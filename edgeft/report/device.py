@@ -9,6 +9,7 @@ from edgeft.report.figures import NONE, Table, number, percent
 from edgeft.report.ship import front
 from edgeft.report.variant import Facts, Variant, place
 
+THROTTLED = "THROTTLED"
 OTHER_LOAD = 0.1  # cores of other work that are worth a word
 
 
@@ -97,7 +98,7 @@ def conditions(latency: Facts) -> str:
     """How the machine was while it was timed; what it does not tell is left out."""
     said = []
     if latency.get("throttled"):
-        said.append(f"THROTTLED ({', '.join(latency['throttled'])})")
+        said.append(f"{THROTTLED} ({', '.join(latency['throttled'])})")
     for key, form, unit in (("temperature_c", "{:.0f}", "°C"), ("clock_mhz", "{:.0f}", "MHz")):
         if key in latency:
             said.append(f"{'/'.join(form.format(value) for value in latency[key])} {unit}")

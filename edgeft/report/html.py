@@ -6,12 +6,21 @@ from html import escape
 
 from edgeft.report import plots
 from edgeft.report.build import Report
-from edgeft.report.device import device_title
+from edgeft.report.device import THROTTLED, device_title
 from edgeft.report.figures import Table, percent
 from edgeft.report.ship import decode
 from edgeft.report.tables import lead, remarks, tables, worst
 from edgeft.report.variant import Variant, place
 
+VERDICTS = (
+    "survives",
+    "partial",
+    "lost",
+    "reversed",
+    "inconclusive",
+    "no-benefit",
+    "negative-transfer",
+)
 _STYLE = """
 :root { color-scheme: light dark;
   --page: #fcfcfb; --card: #ffffff; --ink: #1d2126; --muted: #5c6570; --grid: #e4e6e9;
@@ -126,7 +135,7 @@ def _table(table: Table) -> str:
 
     def cells(tag: str, row: list[str]) -> str:
         kinds = [
-            "figure" if left <= i < last else f"verdict {cell}" if i >= last else ""
+            "figure" if left <= i < last else _kind(cell) if i >= last else ""
             for i, cell in enumerate(row)
         ]
         return "".join(
@@ -139,6 +148,13 @@ def _table(table: Table) -> str:
     head = f"<thead><tr>{cells('th', table.header)}</tr></thead>" if any(table.header) else ""
     rows = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
     return f'<div class="wide"><table>{head}<tbody>\n{rows}\n</tbody></table></div>\n'
+
+
+def _kind(cell: str) -> str:
+    """How a cell of words at the right looks: a verdict in its colour, or a warning."""
+    if cell.startswith(THROTTLED):
+        return "lost"
+    return f"verdict {cell}" if cell in VERDICTS else ""
 
 
 def _differences(report: Report) -> str:
