@@ -192,7 +192,7 @@ def bench(
     ] = None,
     batch: Batch = None,
     threads: Threads = None,
-    limit: Limit = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many questions.")] = None,
     max_memory: MaxMemory = None,
     min_tok_s: MinTokS = None,
     min_retention: MinRetention = None,

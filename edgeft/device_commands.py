@@ -56,7 +56,7 @@ def setup(
         bool, typer.Option("--no-index", help="Take nothing from a package index.")
     ] = False,
 ) -> None:
-    """Make the device ready: an environment with edgeft[runtime], llama.cpp compiled once."""
+    """Make the device ready: edgeft and the runtimes, without torch; llama.cpp is compiled once."""
     from edgeft import catalog
     from edgeft import devices as there
 

@@ -165,6 +165,7 @@ def setup(device: Device, wheelhouse: Path | None = None, no_index: bool = False
             say(f"· {device.name}: up to date")
             return
         there.ask("lock")
+        there.ask("write", name="setup.json", text="null")  # until all of it is done
         _steps(there, plan, fresh=not facts["runtimes"], compiles=compiles)
         there.ask("write", name="setup.json", text=json.dumps({**known, **wanted}))
 

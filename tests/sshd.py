@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -72,6 +73,15 @@ class Sshd:
             process.kill()
         return len(servers)
 
+    def reboot(self) -> int:
+        """Everything is gone for a few seconds; how many connections there were."""
+        sessions = self.cut()
+        self.process.kill()
+        self.process.wait()
+        time.sleep(3)
+        self.process = _listen(self.place, self.port)
+        return sessions
+
 
 def start(place: Path) -> Sshd:
     """Start one that only our own key opens."""
@@ -88,13 +98,18 @@ def start(place: Path) -> Sshd:
         f"AuthorizedKeysFile {place}/key.pub\nPermitRootLogin prohibit-password\n"
         "PasswordAuthentication no\nStrictModes no\nUsePAM no\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True)
+    return Sshd(place, _listen(place, port), port)
+
+
+def _listen(place: Path, port: int) -> subprocess.Popen[bytes]:
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
     assert SSHD
     process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(place / "sshd_config")])
     give_up = time.monotonic() + 10
     while time.monotonic() < give_up:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return Sshd(place, process, port)
+                return process
         time.sleep(0.05)
     raise AssertionError("sshd does not answer")

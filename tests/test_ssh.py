@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,31 +289,27 @@ def test_a_run_is_benched_on_a_device(server: sshd.Sshd, run: Path, tmp_path: Pa
     assert again.stderr.count("up to date") >= 4 and "✓ bench" not in again.stderr
 
 
-def cut_when(server: sshd.Sshd, ready: Callable[[], bool], stop: threading.Event) -> int:
-    """Cut the connection once there is something to lose; how many sessions were cut."""
-    give_up = time.monotonic() + 120
-    while not ready() and not stop.is_set():
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
-    return server.cut()
-
-
 @pytest.mark.slow
-def test_a_cut_connection_loses_nothing(server: sshd.Sshd, run: Path, tmp_path: Path) -> None:
-    """It goes on by itself; what was answered before the cut is not asked again."""
-    server.profile(tmp_path, server.set_up("flaky"))
-    place = run / "bench" / "flaky"
+@pytest.mark.parametrize("accident", ["cut", "reboot"])
+def test_a_lost_connection_loses_nothing(
+    server: sshd.Sshd, run: Path, tmp_path: Path, accident: str
+) -> None:
+    """It goes on by itself; what was answered before is not asked again."""
+    server.profile(tmp_path, server.set_up(accident))
+    place = run / "bench" / accident
     partial = place / "gguf-q4_0" / "base.partial" / "results.jsonl"
-    program = [sys.executable, "-m", "edgeft", "bench", str(run), "--device", "flaky"]
+    program = [sys.executable, "-m", "edgeft", "bench", str(run), "--device", accident]
     client = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    stop = threading.Event()
-    assert cut_when(server, lambda: partial.exists() and b"\n" in partial.read_bytes(), stop)
+    while not (partial.exists() and b"\n" in partial.read_bytes()):
+        assert client.poll() is None
+        time.sleep(0.002)
+    assert getattr(server, accident)() > 0, "there was nothing to cut"
     kept = partial.read_bytes()
     _, said = client.communicate(timeout=120)
     assert client.returncode == 0, said
     results = (place / "gguf-q4_0" / "base" / "results.jsonl").read_bytes()
     assert results.startswith(kept[: kept.rfind(b"\n") + 1])
-    assert scored(run, "flaky") == scored(run, "local")
+    assert scored(run, accident) == scored(run, "local")
 
 
 @pytest.mark.slow
