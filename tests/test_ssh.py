@@ -138,6 +138,9 @@ def test_what_arrives_otherwise_is_refused(server: sshd.Sshd, files: Path) -> No
     (files / "model" / "large").write_bytes(os.urandom(40 * MB))
     with pytest.raises(UserError, match="arrived otherwise than it was sent"):
         transport.place(files, facts, silent)
+    (files / "model" / "large").write_bytes(b"short")
+    with pytest.raises(UserError, match="large changed while it was sent"):
+        transport.place(files, facts, silent)
 
 
 def test_too_little_room_is_said_before_anything_is_sent(server: sshd.Sshd, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def failure(device: Device, said: str) -> UserError:
             f"{name}: {at} does not take our key: ssh-copy-id {port}{login} (edgeft types no password)"
         )
     if re.search("Could not resolve|Name or service not known", said):
-        return UserError(
+        return ConnectionLost(  # a name of its own on the local network is gone while it reboots
             f"{name}: there is no host '{host}': set 'host' in a profile of your own "
             f'(./devices/NAME.toml with like = "{name}") or in ~/.ssh/config'
         )
@@ -286,43 +286,61 @@ def send(
     """
     sizes = {facts["sha256"]: facts["bytes"] for facts in files.values()}
     state = there.ask("have", files=sizes)[-1]
-    at = {sha: abs(held) for sha, held in state["there"].items()}
-    missing = sum(size - at[sha] for sha, size in sizes.items())
-    total, name = sum(sizes.values()), there.device.name
-    memory = state["memory_gb"]
-    if in_memory and memory is not None and total + _SPARE_MEMORY > 1e9 * memory:
-        raise UserError(
-            f"{name} has {byte_size(1e9 * memory)} of memory available, but {folder} needs at least "
-            f"{byte_size(total + _SPARE_MEMORY)}: choose a smaller target, or stop something there"
-        )
-    if missing and missing + _SPARE_DISK > state["free"]:
-        raise UserError(
-            f"{name} has {byte_size(state['free'])} of disk left, but {byte_size(missing)} more "
-            f"are to be sent and {byte_size(_SPARE_DISK)} to stay free: "
-            f"edgeft devices clean {name}, or delete something there"
-        )
+    held = {sha: abs(size) for sha, size in state["there"].items()}
+    missing = sum(size - held[sha] for sha, size in sizes.items())
+    total = sum(sizes.values())
+    if in_memory:
+        _check_memory(there.device.name, folder, total, state["memory_gb"])
+    if missing:
+        _check_disk(there.device.name, missing, state["free"])
     done, start = total - missing, time.monotonic()
-    for path, facts in files.items():
+
+    def sent(count: int) -> None:
+        nonlocal done
+        done += count
+        rate = (done - total + missing) / max(time.monotonic() - start, 1e-3)
+        update(done, total, f"{byte_size(rate)}/s")
+
+    whole = {sha for sha, size in state["there"].items() if size == sizes[sha] > 0}
+    for name, facts in files.items():
         sha, size = facts["sha256"], facts["bytes"]
-        # Not there, though perhaps in part; an empty file has no part.
-        if state["there"][sha] == size and size:
-            continue
-
-        def pieces(path: Path = folder / path, offset: int = at[sha], size: int = size) -> Any:
-            nonlocal done
-            with path.open("rb") as data:
-                data.seek(offset)
-                while piece := data.read(min(_PIECE, size - data.tell())):
-                    yield piece
-                    done += len(piece)
-                    rate = (done - total + missing) / max(time.monotonic() - start, 1e-3)
-                    update(done, total, f"{byte_size(rate)}/s")
-
-        for _ in there.events("receive", pieces(), sha256=sha, bytes=size, offset=at[sha]):
-            pass
-        state["there"][sha] = size
-    named = {path: facts["sha256"] for path, facts in files.items()}
+        if sha not in whole:
+            data = _rest(folder / name, held[sha], size, sent)
+            list(there.events("receive", data, sha256=sha, bytes=size, offset=held[sha]))
+            whole.add(sha)
+    named = {name: facts["sha256"] for name, facts in files.items()}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
     label = f"{folder.parent.name}-{folder.name}-{digest[:12]}" if under == "bundles" else "wheels"
     placed = there.ask("place", under=under, name=label, files=named)
     return Path(placed[-1]["path"])
+
+
+def _check_memory(device: str, folder: Path, size: int, available_gb: float | None) -> None:
+    if available_gb is not None and size + _SPARE_MEMORY > 1e9 * available_gb:
+        raise UserError(
+            f"{device} has {byte_size(1e9 * available_gb)} of memory available, but {folder} needs "
+            f"at least {byte_size(size + _SPARE_MEMORY)}: choose a smaller target, or stop "
+            "something there"
+        )
+
+
+def _check_disk(device: str, missing: int, free: int) -> None:
+    if missing + _SPARE_DISK > free:
+        raise UserError(
+            f"{device} has {byte_size(free)} of disk left, but {byte_size(missing)} more are to be "
+            f"sent and {byte_size(_SPARE_DISK)} to stay free: edgeft devices clean {device}, or "
+            "delete something there"
+        )
+
+
+def _rest(path: Path, offset: int, size: int, sent: Callable[[int], None]) -> Iterator[bytes]:
+    """The file from ``offset`` on, in pieces."""
+    with path.open("rb") as data:
+        data.seek(offset)
+        while offset < size:
+            piece = data.read(min(_PIECE, size - offset))
+            if not piece:
+                raise UserError(f"{path} changed while it was sent: give the command again")
+            yield piece
+            offset += len(piece)
+            sent(len(piece))
