@@ -193,6 +193,12 @@ def bench(
     batch: Batch = None,
     threads: Threads = None,
     limit: Annotated[int | None, typer.Option(help="At most so many questions.")] = None,
+    in_depth: Annotated[
+        bool, typer.Option("--latency", help="Time deep contexts and the memory's bandwidth too.")
+    ] = False,
+    llama_bench_json: Annotated[
+        Path | None, typer.Option(help="Write the times in llama-bench's JSON fields.")
+    ] = None,
     max_memory: MaxMemory = None,
     min_tok_s: MinTokS = None,
     min_retention: MinRetention = None,
@@ -201,8 +207,11 @@ def bench(
     """Score and time what is exported: every target of a run, or one bundle."""
     from edgeft import catalog, recipe, run, stages
     from edgeft.bench import stage as benching
+    from edgeft.report import llama_bench
 
     sizes = [] if batch is None else [f"{key}={batch}" for key in flags(batch=batch)]
+    if in_depth:
+        sizes.append(f"bench.latency_depths={list(recipe.DEPTHS)}")
     asked = _limits(max_memory, min_tok_s, min_retention)
     said = benching.overrides(threads, limit)
     if (folder / "manifest.json").is_file():
@@ -219,6 +228,8 @@ def bench(
         devices = device or this.recipe.bench.devices
         failed = benching.bench_devices(this, devices, said, names)
         _report(this.path, as_json, asked)
+        if llama_bench_json:
+            llama_bench.write(this.path, llama_bench_json)
         if failed:
             raise failed
 

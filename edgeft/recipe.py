@@ -20,6 +20,7 @@ from edgeft.tasks.settings import TaskSettings
 from edgeft.train.settings import TrainSettings
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+DEPTHS = (128, 512, 1024, 1536)  # of edgeft bench --latency; every model here holds 2,048 tokens
 MERGES = ("auto", "original", "dequantized")
 
 
@@ -52,6 +53,7 @@ class BenchSettings:
         max_new_tokens: tokens that an answer may take; None: what the task says.
         parallel: sequences in one batch; 1 leaves nothing to rounding.
         host_parallel: the same on the host.
+        latency_depths: time decoding behind so many tokens too.
     """
 
     devices: list[str] = field(default_factory=lambda: ["local"])
@@ -61,6 +63,7 @@ class BenchSettings:
     latency_prompt_tokens: int = 128
     latency_new_tokens: int = 64
     latency_repetitions: int = 3
+    latency_depths: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

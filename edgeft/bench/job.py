@@ -28,6 +28,7 @@ class Job:
         context: tokens that one question may need, prompt and continuation together.
         threads: CPU threads, 0 for every core that the process may use.
         parallel: sequences in one batch.
+        bytes_per_token: of weights that decoding one token reads; None: not known.
     """
 
     runtime: str
@@ -41,6 +42,7 @@ class Job:
     threads: int = 0
     parallel: int = 32
     pattern: str | None = None
+    bytes_per_token: int | None = None
 
     def at(self, folder: Path, other: Path) -> Job:
         """The same job where ``other`` is what ``folder`` is here."""
@@ -122,4 +124,5 @@ def job_of_bundle(bundle: Path, *, threads: int = 0, parallel: int = 32) -> Job:
         threads=threads,
         parallel=parallel,
         pattern=manifest.get("pattern"),
+        bytes_per_token=manifest.get("bytes_per_token"),
     )

@@ -50,6 +50,11 @@ def peak_rss_mb() -> float:
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def rss_mb() -> float:
+    """This process's resident memory now, MB (10^6 bytes)."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
 def _work(_: Any, emit: Callable[..., None]) -> None:
     emit("machine", **machine_facts())
 

@@ -145,11 +145,13 @@ def bench_bundle(
         "parallel": settings.parallel,
         "threads": device.threads,
     }
-    shape = {
+    shape: dict[str, Any] = {
         "prompt_tokens": settings.latency_prompt_tokens,
         "new_tokens": settings.latency_new_tokens,
         "repetitions": settings.latency_repetitions,
     }
+    if settings.latency_depths:
+        shape["depths"] = settings.latency_depths
     if timed:
         inputs["latency"] = shape if device.timed else NOT_MEASURED
     if device.limit is not None and not run.is_done(out, run.fingerprint(inputs)):

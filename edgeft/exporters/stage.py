@@ -14,6 +14,7 @@ from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import check_supported, onnx, portable
+from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
 from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
 
@@ -111,7 +112,12 @@ def _bundle(this: Run, order: Order) -> None:
             for path in sorted(out.rglob("*"))
             if path.is_file() and path.name != "stage.json"
         }
-        run.write_json(out / "manifest.json", {**manifest, "files": files, "verify": verified})
+        found = {
+            "files": files,
+            "verify": verified,
+            "bytes_per_token": bytes_per_token(out / artifact),
+        }
+        run.write_json(out / "manifest.json", {**manifest, **found})
 
     out = this.path / "export" / target.name / weights
     try:

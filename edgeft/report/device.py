@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeft.report.build import Report
-from edgeft.report.figures import NONE, Table, number, percent
+from edgeft.report.figures import NONE, Table, megabytes, number, percent
 from edgeft.report.ship import front
 from edgeft.report.variant import Facts, Variant, place
 
 THROTTLED = "THROTTLED"
+_BY_DEPTH = "decode_tok_s_by_depth"
 OTHER_LOAD = 0.1  # cores of other work that are worth a word
 
 
@@ -88,6 +89,33 @@ def latency(report: Report) -> Table:
         "at worst, after."
     )
     return Table("Latency", note, ["", *_LATENCY, "machine"], rows, (1, 1))
+
+
+def memory_limit(report: Report) -> Table:
+    """How close decoding comes to what the machine's memory can do, and what a deep context costs."""
+    timed = [(v, v.latency) for v in report.variants if (v.latency or {}).get(_BY_DEPTH)]
+    depths = list(dict.fromkeys(d for _, found in timed if found for d in found[_BY_DEPTH]))
+    rows = [
+        [
+            place(v, report.variants),
+            number(found.get("load_cold_s"), "{:.2f}"),
+            number(found.get("load_s"), "{:.2f}"),
+            f"{found['token_ms_p50']:.2f}, {found['token_ms_p95']:.2f}",
+            *(number(found[_BY_DEPTH].get(depth), "{:.1f}") for depth in depths),
+            number(found.get("steady_rss_mb"), "{:.0f}"),
+            megabytes(found.get("bytes_per_token")),
+            number(found.get("bandwidth_share"), "{:.0%}"),
+        ]
+        for v, found in timed
+        if found
+    ]
+    header = ["", "load cold, s", "warm", "token p50, p95, ms"]
+    header += [f"tok/s at {depth}" for depth in depths]
+    note = (
+        "Decoding behind so many tokens. Weights: bytes that one token reads; share: of the memory's "
+        "bandwidth, as measured on the spot, that reading them at this speed takes."
+    )
+    return Table("Close to the limit", note, [*header, "steady, MB", "weights", "share"], rows)
 
 
 def _range(ends: Sequence[float] | None, form: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeft.report.build import Report
-from edgeft.report.device import device, latency
+from edgeft.report.device import device, latency, memory_limit
 from edgeft.report.figures import (
     NONE,
     Table,
@@ -60,7 +60,7 @@ def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
     found = [accuracy(report), retention(report)]
     found += [device(report, name) for name in dict.fromkeys(v.device for v in report.variants)]
-    found += [likelihood(report), latency(report)]
+    found += [likelihood(report), latency(report), memory_limit(report)]
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
     found += [reading(report), training(report), verification(report), facts(report)]
     return [table for table in found if table.rows]

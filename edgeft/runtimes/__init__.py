@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeft.errors import UserError, near
 
@@ -102,6 +102,17 @@ RUNTIMES = {
 }
 
 
+def load(runtime: str) -> Any:
+    """The module of a runtime, with the engine's library.
+
+    Raises:
+        UserError: the runtime is unknown or not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime '{runtime}'{near(runtime, tuple(RUNTIMES))}")
+    return importlib.import_module(f"edgeft.runtimes.{RUNTIMES[runtime]}")
+
+
 def open_session(
     runtime: str, artifact: Path, *, threads: int, context: int, parallel: int
 ) -> Session:
@@ -115,10 +126,7 @@ def open_session(
     Raises:
         UserError: the runtime is unknown or not installed, or the artifact does not open.
     """
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime '{runtime}'{near(runtime, tuple(RUNTIMES))}")
-    module = importlib.import_module(f"edgeft.runtimes.{RUNTIMES[runtime]}")
-    session: Session = module.open_session(
+    session: Session = load(runtime).open_session(
         artifact, threads=threads, context=context, parallel=parallel
     )
     return session
