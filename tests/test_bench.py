@@ -249,6 +249,7 @@ def test_machine_facts_are_plain_and_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_threads_are_swept_and_the_fewest_of_the_fastest_taken(
     bundle: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_threads_are_swept_and_the_fewest_of_the_fastest_taken(
     assert facts["throttled"] == [] and facts["other_load"] >= 0
 
 
+@pytest.mark.slow
 def test_fewer_questions_first_and_the_rest_later(bundle: Path, tmp_path: Path) -> None:
     """What was answered under a limit is not asked again, and all are more than some."""
     settings = recipe.parse("").bench

@@ -37,6 +37,7 @@ def job(embedded_gguf: Path, tmp_path: Path) -> Job:
     )
 
 
+@pytest.mark.slow
 def test_depths_and_the_memorys_limit(job: Job, tmp_path: Path) -> None:
     bench.latency(job, tmp_path, prompt_tokens=16, new_tokens=8, repetitions=2, depths=[16, 300])
     facts = json.loads((tmp_path / "latency.json").read_text())
@@ -69,6 +70,7 @@ def test_forgetting_a_file_leaves_it_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "weights").read_bytes() == b"x" * 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_embedding_is_read_whole_only_where_it_is_the_output(
     make_model: Callable[..., Path], tmp_path: Path, tied: bool

@@ -94,6 +94,7 @@ def test_a_sentencepiece_gguf_is_refused(gguf_fields: dict[str, Any], tmp_path: 
         tokenizer.from_gguf({**gguf_fields, "tokenizer.ggml.model": "llama"}, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_truncated_gguf_is_one_clear_line(embedded_gguf: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     with embedded_gguf.open("rb") as whole:

@@ -76,6 +76,7 @@ def test_a_folder_goes_over_once_and_whole(server: sshd.Sshd, files: Path) -> No
     assert not seen, "it was sent again"
 
 
+@pytest.mark.slow
 def test_a_file_altered_on_the_device_is_sent_again(server: sshd.Sshd, files: Path) -> None:
     transport = open_transport(server.set_up("altered"))
     there = transport.place(files, described(files), silent)
@@ -87,6 +88,7 @@ def test_a_file_altered_on_the_device_is_sent_again(server: sshd.Sshd, files: Pa
     assert described(there) == described(files)
 
 
+@pytest.mark.slow
 def test_what_was_cut_goes_on_from_there(server: sshd.Sshd, files: Path) -> None:
     device = server.set_up("cut")
     transport = open_transport(device)
@@ -131,6 +133,7 @@ def test_a_lost_connection_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
         transports.patiently(work(iter([False])), lambda: len(done), told.append, reached=False)
 
 
+@pytest.mark.slow
 def test_what_arrives_otherwise_is_refused(server: sshd.Sshd, files: Path) -> None:
     """A file that changed after it was described."""
     transport = open_transport(server.set_up("changed"))
@@ -154,6 +157,7 @@ def test_too_little_room_is_said_before_anything_is_sent(server: sshd.Sshd, tmp_
     assert not list((Path(device.folder) / "files").iterdir())
 
 
+@pytest.mark.slow
 def test_one_edgeft_at_a_time(server: sshd.Sshd) -> None:
     device = server.set_up("busy")
     with Agent(device) as first, Agent(device) as second:
@@ -164,6 +168,7 @@ def test_one_edgeft_at_a_time(server: sshd.Sshd) -> None:
         third.ask("lock", patience_s=5)
 
 
+@pytest.mark.slow
 def test_clean_leaves_what_was_set_up(server: sshd.Sshd, files: Path) -> None:
     device = server.set_up("clean")
     open_transport(device).place(files, described(files), silent)
@@ -396,6 +401,7 @@ def test_set_up_makes_a_device_of_a_bare_machine(
     assert answers(tmp_path / "hand") == answers(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_set_up_says_what_is_lacking(server: sshd.Sshd, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "python").write_text(f'#!/bin/sh\nPATH={tmp_path}/bin exec {sys.executable} "$@"\n')
