@@ -79,7 +79,6 @@ cat >"$PLACE/sshd_config" <<-END
 	SetEnv QEMU_CPU=cortex-a76
 END
 mkdir -p /run/sshd
-if ! { [ -f "$PLACE/sshd.pid" ] && kill -0 "$(cat "$PLACE/sshd.pid")" 2>/dev/null; }; then
-	/usr/sbin/sshd -f "$PLACE/sshd_config"
-fi
+(exec 3<>/dev/tcp/127.0.0.1/$PORT) 2>/dev/null || /usr/sbin/sshd -f "$PLACE/sshd_config"
+
 $PYTHON -m edgeft devices setup emulated-arm64 --wheelhouse "$WHEELS" --no-index
