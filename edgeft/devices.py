@@ -159,7 +159,9 @@ def setup(device: Device, wheelhouse: Path | None = None, no_index: bool = False
             )
         wanted = {"edgeft": wheel.sha256(), "pins": plan.pins}
         if wheelhouse:
-            wanted["wheels"] = run.fingerprint({n: run.sha256(p) for n, p in plan.wheels.items()})
+            wanted["wheels"] = run.fingerprint(
+                {name: run.sha256(path) for name, path in plan.wheels.items() if name != wheel.NAME}
+            )
         known = facts["setup"] or {}
         if {**known, **wanted} == known:
             say(f"· {device.name}: up to date")

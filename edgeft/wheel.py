@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeft import __version__, catalog
+from edgeft.run import fingerprint
 
 NAME = f"edgeft-{__version__}-py3-none-any.whl"
 _KINDS = ("devices", "export", "recipes")
@@ -19,17 +20,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same wheel
 
 def build() -> bytes:
     """The wheel (PyPA's binary distribution format 1.0); the same files give the same bytes."""
-    package = Path(__file__).parent
-    files = {
-        f"edgeft/{path.relative_to(package).as_posix()}": path.read_bytes()
-        for path in sorted(package.rglob("*"))
-        if path.suffix in (".py", ".toml") and "__pycache__" not in path.parts
-    }
-    for kind in _KINDS:
-        shipped = catalog.folders(kind)[-1]
-        for path in sorted(shipped.glob("*.*")):
-            if path.suffix in (".toml", *catalog.YAML):
-                files[f"edgeft/_{kind}/{path.name}"] = path.read_bytes()
+    files = _package()
     info = f"edgeft-{__version__}.dist-info"
     files[f"{info}/METADATA"] = _metadata().encode()
     files[f"{info}/entry_points.txt"] = b"[console_scripts]\nedgeft = edgeft.cli:main\n"
@@ -47,8 +38,25 @@ def build() -> bytes:
 
 @lru_cache
 def sha256() -> str:
-    """SHA-256 of :func:`build`, hexadecimal."""
-    return hashlib.sha256(build()).hexdigest()
+    """SHA-256 of all that the package holds, hexadecimal; how it was installed is no part of it."""
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in _package().items()}
+    return fingerprint(digests)
+
+
+def _package() -> dict[str, bytes]:
+    """Names in the wheel to contents."""
+    package = Path(__file__).parent
+    files = {
+        f"edgeft/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.suffix in (".py", ".toml") and "__pycache__" not in path.parts
+    }
+    for kind in _KINDS:
+        shipped = catalog.folders(kind)[-1]
+        for path in sorted(shipped.glob("*.*")):
+            if path.suffix in (".toml", *catalog.YAML):
+                files[f"edgeft/_{kind}/{path.name}"] = path.read_bytes()
+    return files
 
 
 def _metadata() -> str:

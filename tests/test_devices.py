@@ -94,6 +94,12 @@ def test_the_wheel_is_this_edgeft(tmp_path: Path) -> None:
     """pip installs it, it has the catalogues, and the same files make the same wheel."""
     made = wheel.build()
     assert wheel.build() == made
+    code = "from edgeft import wheel; print(wheel.sha256())"
+    for cwd in (Path(__file__).parent.parent, tmp_path):  # a checkout has metadata of its own
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd
+        )
+        assert found.stdout.strip() == wheel.sha256()
     with zipfile.ZipFile(BytesIO(made)) as archive:
         names = set(archive.namelist())
     assert {"edgeft/bench/worker.py", "edgeft/_export/gguf-q4_0.toml"} <= names

@@ -303,10 +303,11 @@ def test_a_lost_connection_loses_nothing(
     server: sshd.Sshd, run: Path, tmp_path: Path, accident: str
 ) -> None:
     """It goes on by itself; what was answered before is not asked again."""
-    server.profile(tmp_path, server.set_up(accident))
-    place = run / "bench" / accident
+    name = f"lost-{accident}"
+    server.profile(tmp_path, server.set_up(name))
+    place = run / "bench" / name
     partial = place / "gguf-q4_0" / "base.partial" / "results.jsonl"
-    program = [sys.executable, "-m", "edgeft", "bench", str(run), "--device", accident]
+    program = [sys.executable, "-m", "edgeft", "bench", str(run), "--device", name]
     client = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (partial.exists() and b"\n" in partial.read_bytes()):
         assert client.poll() is None
@@ -317,7 +318,7 @@ def test_a_lost_connection_loses_nothing(
     assert client.returncode == 0, said
     results = (place / "gguf-q4_0" / "base" / "results.jsonl").read_bytes()
     assert results.startswith(kept[: kept.rfind(b"\n") + 1])
-    assert scored(run, accident) == scored(run, "local")
+    assert scored(run, name) == scored(run, "local")
 
 
 @pytest.mark.slow
