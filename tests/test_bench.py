@@ -102,6 +102,7 @@ def test_every_question_has_a_whole_line(whole: Path, bundle: Path) -> None:
     assert not (whole / "scores.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_batch_does_not_change_a_result(whole: Path, bundle: Path, tmp_path: Path) -> None:
     bench.accuracy(bench.job_of_bundle(bundle, threads=1, parallel=7), tmp_path, silent)
     assert by_id(tmp_path / "results.jsonl") == by_id(whole / "results.jsonl")

@@ -53,6 +53,7 @@ def test_depths_and_the_memorys_limit(job: Job, tmp_path: Path) -> None:
     assert 0 < facts["bandwidth_share"] < 1.1
 
 
+@pytest.mark.slow
 def test_without_depths_the_bandwidth_is_not_measured(job: Job, tmp_path: Path) -> None:
     bench.latency(job, tmp_path, prompt_tokens=8, new_tokens=4, repetitions=1)
     facts = json.loads((tmp_path / "latency.json").read_text())

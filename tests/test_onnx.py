@@ -155,6 +155,7 @@ def test_a_batch_answers_as_one_at_a_time_and_as_the_host(
     host.close()
 
 
+@pytest.mark.slow
 def test_a_sliding_window_answers_as_the_host(
     make_model: Callable[..., Path], items: list[prompts.Item], tmp_path: Path
 ) -> None:
