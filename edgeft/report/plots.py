@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 from edgeft.errors import UserError
-from edgeft.report.build import Report, Training
+from edgeft.report.build import LOCAL, Report, Training
 from edgeft.report.ship import decode, front
 from edgeft.report.variant import Variant, place
 from edgeft.survival import Score
@@ -91,12 +91,14 @@ def retention(report: Report) -> str:
 
 
 def size(report: Report) -> str:
-    """Size of the artifact against tuned accuracy."""
-    shown = [v for v in report.variants if v.bytes is not None]
+    """Size of the artifact against tuned accuracy, on the device with the most questions."""
+    sized = [v for v in report.variants if v.bytes is not None]
+    most = max(sized, key=lambda v: (v.survival.here.tuned.n, v.device == LOCAL))
+    shown = [v for v in sized if v.device == most.device]
 
     def draw(axes: Any) -> None:
         _dots(axes, report, shown, [(v.bytes or 0) / 1e6 for v in shown])
-        axes.set_xlabel("size, MB")
+        axes.set_xlabel("size, MB" if len(shown) == len(sized) else f"size, MB, on {most.device}")
 
     return _svg(draw, 3.9, "Size of each target against its accuracy")
 
