@@ -84,7 +84,7 @@ def measure(request: dict[str, Any], emit: Callable[..., None]) -> None:
     with board.Watch() as watch:
         repetitions = range(request["repetitions"])
         timings = [session.time(prompt_tokens, new_tokens) for _ in repetitions]
-    steady = rss_mb()
+    steady, peak = rss_mb(), peak_rss_mb()  # before deeper contexts, which take more
     by_depth = {depth: _decode(session, depth, new_tokens) for depth in request["depths"]}
     session.close()
     first = [timing.ttft_s for timing in timings]
@@ -105,7 +105,7 @@ def measure(request: dict[str, Any], emit: Callable[..., None]) -> None:
         decode_tok_s_range=[round(1 / end, 1) for end in (max(each), min(each))],
         token_ms_p50=round(1000 * float(np.percentile(tokens, 50)), 3),
         token_ms_p95=round(1000 * float(np.percentile(tokens, 95)), 3),
-        peak_rss_mb=round(peak_rss_mb(), 1),
+        peak_rss_mb=round(peak, 1),
         steady_rss_mb=round(steady, 1),
         threads=thread_count(job.threads),
         threads_tried={str(count): round(speed, 1) for count, speed in tried.items()},
