@@ -18,13 +18,19 @@ from edgeft.errors import UserError, near
 
 @dataclass(frozen=True)
 class Target:
-    """What is exported. ``settings`` is the table named after the format."""
+    """What is exported.
+
+    Attributes:
+        settings: the table named after the format.
+        repair: how the tuned weights are trained further for it; see :mod:`edgeft.repair`.
+    """
 
     name: str
     format: str
     runtime: str
     about: str
     settings: dict[str, Any]
+    repair: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

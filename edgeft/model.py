@@ -161,6 +161,18 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def matrices(folder: Path) -> list[str]:
+    """Names of the weights in a model folder that have two dimensions."""
+    from safetensors import safe_open
+
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as tensors:
+            names = list(tensors.keys())
+            found += [name for name in names if len(tensors.get_slice(name).get_shape()) == 2]
+    return found
+
+
 def _work(request: Any, emit: Callable[..., None]) -> None:
     from_gguf(Path(request["gguf"]), Path(request["out"]))
 

@@ -122,27 +122,26 @@ def train(this: Run) -> None:
         say(f"· train: the adapter is {this.recipe.adapter}")
         ranks.release()
         return
+    from edgeft import repair
     from edgeft import train as training
 
     settings = this.recipe.train
     tracker = training.tracker(this.recipe.track, this.path)
     data = this.path / "data"
-    known = json.loads((data / "data.json").read_text())
-    facts = {
-        "task": known["task"],
-        "pattern": known.get("pattern"),
-        "stop": known["stop"],
-        "max_new_tokens": new_tokens(this),
-    }
+    facts = training_facts(this)
+    plan = repair.plan_of(this, catalog.find_targets([settings.target])[0]) if settings.target else None
+    said = {k: v for k, v in asdict(settings).items() if (k, v) != ("target", None)}
     inputs = {
         "base": this.weights_id("base"),
         "data": this.sha256([data / "train.jsonl", data / "heldout.jsonl"]),
-        "settings": asdict(settings),
+        "settings": said,
         "seed": this.recipe.seed,
+        **({"plan": plan} if plan else {}),
     }
 
     def work(out: Path, update: Update) -> None:
-        training.train(_base(this), data, out, settings, facts, this.recipe.seed, update, tracker)
+        seed = this.recipe.seed
+        training.train(_base(this), data, out, settings, facts, seed, update, tracker, plan)
         if (out / "adapter").is_dir():
             run.write_json(
                 out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")}
@@ -150,6 +149,17 @@ def train(this: Run) -> None:
 
     if not cached(f"train {settings.method}", this.path / "train", inputs, work):
         ranks.release()
+
+
+def training_facts(this: Run) -> dict[str, Any]:
+    """What training needs to answer held-out questions."""
+    known = json.loads((this.path / "data" / "data.json").read_text())
+    return {
+        "task": known["task"],
+        "pattern": known.get("pattern"),
+        "stop": known["stop"],
+        "max_new_tokens": new_tokens(this),
+    }
 
 
 def merged(this: Run) -> None:

@@ -82,6 +82,12 @@ def settings_of(target: str, table: Mapping[str, Any]) -> OnnxSettings:
         raise UserError(f"target {target}: {error}") from error
 
 
+def rounding_of(settings: OnnxSettings) -> dict[str, Any]:
+    """The settings that decide how a matrix is rounded."""
+    names = ("block_size", "symmetric", "algorithm")
+    return {name: getattr(settings, name) for name in names}
+
+
 def check_supported(folder: Path) -> None:
     """Refuse, before any training, a model that could not be exported afterwards.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft import child, model, run
+from edgeft import child, model, repair, run
 from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
@@ -30,11 +30,13 @@ class Order:
         folder: the model folder with these weights.
         evaluation: the questions as token ids.
         stop: ids that end a completion.
+        source: the folder in ``gguf/`` with these weights in 16 bits.
     """
 
     target: Target
     weights: str
     folder: Path
+    source: str
     evaluation: Path
     stop: list[int]
 
@@ -48,16 +50,12 @@ def export(this: Run, targets: list[Target]) -> None:
     check_supported(this.folder("base"), targets, checkout(this))
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
-        written = False  # the 16-bit GGUF, of which every GGUF target is made
+        written: set[str] = set()
         for target in targets:
             if target.name in failed:
                 continue
             try:
-                order = _order(this, target, weights)
-                if target.format == "gguf" and not written:
-                    _sixteen_bit(this, order)
-                    written = True
-                _bundle(this, order)
+                _export(this, target, weights, written)
             except UserError as error:
                 failed[target.name] = str(error)
                 say(f"✗ export {target.name} {weights}: {error}")
@@ -68,13 +66,30 @@ def export(this: Run, targets: list[Target]) -> None:
         raise UserError(f"not exported: {', '.join(failed)}; the reasons are above")
 
 
+def bundle_of(this: Run, target: Target, weights: str) -> Path:
+    """Export one target for base or tuned, if it is not yet; the artifact's path."""
+    return _export(this, target, weights, set())
+
+
+def _export(this: Run, target: Target, weights: str, written: set[str]) -> Path:
+    """``written``: the 16-bit GGUFs that are there, of which every GGUF target is made."""
+    order = _order(this, target, weights)
+    if target.format == "gguf" and order.source not in written:
+        _sixteen_bit(this, order)
+        written.add(order.source)
+    return _bundle(this, order)
+
+
 def _order(this: Run, target: Target, weights: str) -> Order:
     data = this.path / "data"
     stop = json.loads((data / "data.json").read_text())["stop"]
-    return Order(target, weights, this.folder(weights), data / "evaluation.jsonl", stop)
+    own = weights == "tuned" and target.repair is not None
+    folder = repair.repaired(this, target) if own else this.folder(weights)
+    source = target.name if own else weights
+    return Order(target, weights, folder, source, data / "evaluation.jsonl", stop)
 
 
-def _bundle(this: Run, order: Order) -> None:
+def _bundle(this: Run, order: Order) -> Path:
     target, weights, evaluation = order.target, order.weights, order.evaluation
     words = this.path / "data" / "tokenizer" / "tokenizer.json"
     make = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}[target.format]
@@ -93,8 +108,10 @@ def _bundle(this: Run, order: Order) -> None:
         "stop": order.stop,
         "context": context(this),
     }
+    if order.folder != this.folder(weights):
+        manifest["repair"] = repair.facts(this, target)
     if target.format == "gguf":
-        source = [this.path / "gguf" / weights / "model.gguf"]
+        source = [this.path / "gguf" / order.source / "model.gguf"]
     else:
         source = model.weight_files(order.folder)
     inputs = {
@@ -125,10 +142,11 @@ def _bundle(this: Run, order: Order) -> None:
     except UserError:
         shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
         raise
+    return out / artifact
 
 
 def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
-    source = this.path / "gguf" / order.weights / "model.gguf"
+    source = this.path / "gguf" / order.source / "model.gguf"
     ftype = order.target.settings.get("ftype", "")
     if ftype == "F16":
         artifact.unlink(missing_ok=True)
@@ -156,7 +174,7 @@ def _portable(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
 
 def _sixteen_bit(this: Run, order: Order) -> None:
     """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
-    name = f"{model.name_of(this.recipe.model)}-{order.weights}"
+    name = f"{model.name_of(this.recipe.model)}-{order.source}"
     llama_cpp = this.recipe.export.llama_cpp
     inputs = {
         "model": this.sha256(model.weight_files(order.folder)),
@@ -171,8 +189,8 @@ def _sixteen_bit(this: Run, order: Order) -> None:
         child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
         run.write_json(out / "verify.json", _verify(order, artifact, exact=True))
 
-    out = this.path / "gguf" / order.weights
-    cached(f"export {order.weights} in 16 bits, verify", out, inputs, work)
+    out = this.path / "gguf" / order.source
+    cached(f"export {order.source} in 16 bits, verify", out, inputs, work)
 
 
 def _verify(order: Order, artifact: Path, *, exact: bool) -> dict[str, Any]:

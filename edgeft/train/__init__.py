@@ -26,6 +26,7 @@ def train(
     seed: int,
     progress: Update,
     tracker: Mapping[str, str] | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> None:
     """Train on ``data/train.jsonl`` into ``out``: ``log.jsonl``, ``train.json``, and ``adapter/``.
 
@@ -35,6 +36,7 @@ def train(
         facts: ``task``, ``stop``, ``max_new_tokens`` and perhaps ``pattern``, to answer held-out
             questions.
         tracker: what :func:`tracker` returned.
+        plan: how a target stores the weights, see :func:`edgeft.repair.plan_of`.
 
     Raises:
         UserError: training failed, with the reason.
@@ -47,6 +49,7 @@ def train(
         "facts": facts,
         "seed": seed,
         "track": (tracker or {}).get("EDGEFT_TRACK"),
+        "plan": plan,
     }
     for event in child.call(ranks.WORKER, request, env={**allocator(), **(tracker or {})}):
         progress(event["done"], event["total"], event["text"])

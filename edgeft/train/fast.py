@@ -33,7 +33,7 @@ def quicken(model: Any) -> None:
             module, "gate_proj"
         ):
             module.forward = types.MethodType(_mlp, module)
-        elif type(module) is LoraLayer and _is_plain(module):
+        elif type(module) is LoraLayer and is_plain(module):
             module.forward = types.MethodType(_lora, module)
     if not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         AttentionInterface.register(_ATTENTION, _attention)
@@ -49,8 +49,8 @@ def _mlp(self: Any, x: torch.Tensor) -> Any:
     return self.down_proj(GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-def _is_plain(layer: Any) -> bool:
-    """A LoRA layer on a plain frozen linear one, without dropout, bias of its own or DoRA."""
+def is_plain(layer: Any) -> bool:
+    """Whether it is a LoRA layer on a plain frozen linear one, without dropout, bias of its own or DoRA."""
     name = next(iter(layer.lora_A), None)
     return (
         name is not None

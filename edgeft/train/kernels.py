@@ -52,6 +52,40 @@ class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
         return grad_x, None, None, grad_a, grad_b, None
 
 
+class RoundedLinear(torch.autograd.Function):  # type: ignore[misc]
+    """``x Q(W + scaling B A)' + bias``: what a quantizer Q will leave of base and adapter.
+
+    Gradients pass straight through Q (Bengio et al. 2013, arXiv 1308.3432), so a and b get those of
+    :class:`LoraLinear`, by products of rank r: the gradient of the whole matrix is never made.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rounded: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        """x [..., in], rounded [out, in], a [r, in], b [out, r] -> [..., out] of rounded's dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.to(rounded.dtype).reshape(-1, x.shape[-1])
+            y = torch.nn.functional.linear(flat, rounded, bias)
+        ctx.save_for_backward(flat, rounded, a.to(rounded.dtype), b.to(rounded.dtype))
+        ctx.scale, ctx.like = scale, (x.shape, x.dtype, a.dtype, b.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, a and b."""
+        flat, rounded, a, b = ctx.saved_tensors
+        shape, x_dtype, a_dtype, b_dtype = ctx.like
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.to(rounded.dtype).reshape(-1, grad.shape[-1])
+            grad_a = ((grad @ b).mul_(ctx.scale).t() @ flat).to(a_dtype)
+            grad_b = (grad.t() @ (flat @ a.t())).to(b_dtype).mul_(ctx.scale)
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ rounded).view(shape).to(x_dtype)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
 class RmsNorm(torch.autograd.Function):  # type: ignore[misc]
     """``weight * x / sqrt(mean(x^2) + eps)`` in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
 

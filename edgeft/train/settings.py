@@ -61,6 +61,8 @@ class TrainSettings:
         heldout_answers: how many of the held-out questions are answered for the accuracy.
         checkpoint_steps: optimizer steps between checkpoints.
         dtype: of products. ``auto``: bfloat16 where the hardware multiplies it, else float32.
+        target: an export target for which to train: every step sees base and adapter rounded as
+            its quantizer will round them, gradients pass straight through (LoRA only).
     """
 
     method: str = "lora"
@@ -87,6 +89,7 @@ class TrainSettings:
     heldout_answers: int = 24
     checkpoint_steps: int | None = None
     dtype: str = "auto"
+    target: str | None = None
 
     def __post_init__(self) -> None:
         for value, known, name in (
@@ -103,6 +106,10 @@ class TrainSettings:
                 object.__setattr__(self, name, value)
         self._check_numbers()
         self._check_init()
+        if self.target and (self.method != "lora" or self.dropout or self.mutates_base):
+            raise ValueError(
+                f"training for {self.target} takes method lora with the default init and no dropout"
+            )
 
     def _check_numbers(self) -> None:
         above = "lr batch_size gradient_accumulation_steps epochs rank alpha checkpoint_steps"

@@ -38,6 +38,7 @@ from edgeft.train.record import (
     last_checkpoint,
     rows,
 )
+from edgeft.train.rounded import Plan, round_like
 from edgeft.train.settings import TrainSettings
 
 
@@ -50,6 +51,7 @@ def fit(
     seed: int,
     emit: Emit,
     track: str | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Train into ``out/adapter`` or ``out/model``; goes on from the last whole checkpoint there.
 
@@ -60,6 +62,7 @@ def fit(
             questions.
         emit: called with ``"progress"``, ``done``, ``total``, ``text`` after each step.
         track: a tracker that transformers knows.
+        plan: how a target will store the weights; the model then computes with these.
 
     Raises:
         UserError: the base cannot be loaded, there is nothing to train on, the memory does not
@@ -72,6 +75,8 @@ def fit(
     dtype = training_dtype(settings.dtype)
     model, parameters = prepared(base, settings, dtype)
     quicken(model)
+    if plan:
+        round_like(model, base, plan)
     folders, state = Folders(out), PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():  # it removes what a kill left half-written
         out.mkdir(parents=True, exist_ok=True)
@@ -256,7 +261,8 @@ def _work(request: Any, emit: Emit) -> None:
     logging.disable_progress_bar()
     limit_memory()
     try:
-        fit(base, data, out, settings, request["facts"], request["seed"], emit, request["track"])
+        known = (request["facts"], request["seed"], emit, request["track"], request["plan"])
+        fit(base, data, out, settings, *known)
     except Exception as error:
         reason = _disk_full(error)
         if reason is None:

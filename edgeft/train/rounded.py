@@ -1,0 +1,89 @@
+"""Training for a target: the model computes with its weights as the exported file will hold them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLayer
+from safetensors import safe_open
+from torch import Tensor
+
+from edgeft.errors import UserError
+from edgeft.rounding.storage import Storage, stored
+from edgeft.train.fast import is_plain
+from edgeft.train.kernels import RoundedLinear
+
+Plan = Mapping[str, Storage]  # a parameter's name in the base, and how the target stores it
+_ADAPTED = "base_model.model."  # what PEFT puts in front of the base's names
+
+
+class _Rounded:
+    """What a quantizer leaves of one matrix and its adapter, made anew when that has changed."""
+
+    def __init__(self, base: Tensor, how: Storage, dtype: torch.dtype) -> None:
+        self.base, self.how, self.dtype = base, how, dtype
+        self.seen: tuple[int, int] | None = None
+        self.weight: Tensor | None = None
+
+    def of(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """[out, in]; an optimizer's step counts up the versions of a and b, and nothing else does."""
+        versions = (a._version, b._version)
+        if versions != self.seen or self.weight is None:
+            with torch.no_grad():
+                merged = self.base + (b.float() @ a.float()) * scale  # as PEFT merges
+                self.weight = stored(merged, self.how).to(self.dtype)
+            self.seen = versions
+        return self.weight
+
+
+def round_like(model: Any, base: Path, plan: Plan) -> None:
+    """Let a model with a fresh LoRA adapter compute with what ``plan`` leaves of its weights.
+
+    Rounding starts from the base's own float32, and is done once an optimizer step. What has no
+    adapter is rounded here, once.
+
+    Args:
+        base: the folder that the model was loaded from.
+
+    Raises:
+        UserError: an adapted layer is none that can be rounded.
+    """
+    missing = set(plan)
+    for name, module in model.named_modules():
+        key = name.removeprefix(_ADAPTED) + ".weight"
+        if isinstance(module, LoraLayer) and key in plan:
+            if not (type(module) is LoraLayer and is_plain(module)):
+                raise UserError(f"cannot train {name} for a target: it is no plain LoRA layer")
+            like = module.base_layer.weight
+            module.rounded = _Rounded(_weight(base, key, like.device), plan[key], like.dtype)
+            module.forward = types.MethodType(_forward, module)
+            missing.discard(key)
+    for name, parameter in model.named_parameters():
+        key = name.removeprefix(_ADAPTED)
+        if key in missing:
+            with torch.no_grad():
+                parameter.copy_(stored(_weight(base, key, parameter.device), plan[key]))
+            missing.discard(key)
+    if missing:
+        raise UserError(f"{base} has no {min(missing)}, which the target stores")
+
+
+def _forward(self: Any, x: Tensor, *arguments: Any, **settings: Any) -> Any:
+    if arguments or settings or self.disable_adapters or self.merged:
+        return LoraLayer.forward(self, x, *arguments, **settings)
+    (name,) = self.lora_A
+    a, b, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+    weight = self.rounded.of(a, b, scale)
+    return RoundedLinear.apply(x, weight, self.base_layer.bias, a, b, scale)
+
+
+def _weight(folder: Path, key: str, device: torch.device) -> Tensor:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            if key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                return tensors.get_tensor(key).float().to(device)
+    raise UserError(f"{folder} has no {key}, which the target stores")
