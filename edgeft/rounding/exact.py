@@ -1,0 +1,34 @@
+"""Steps that C takes and torch would round differently if they were written the usual way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def divided(x: Tensor, by: float) -> Tensor:
+    """``x / by``, rounded once: on CUDA a number as divisor becomes a product with its inverse."""
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
+
+
+def over(number: float, x: Tensor) -> Tensor:
+    """``number / x``, rounded once: torch takes ``number / x`` as the inverse times the number."""
+    return torch.full((), number, dtype=x.dtype, device=x.device) / x
+
+
+def inverse(x: Tensor) -> Tensor:
+    """``1 / x``, and 0 where x is 0."""
+    return torch.where(x != 0, over(1, x), 0)
+
+
+def folded(terms: Tensor) -> Tensor:
+    """The sum along the first dimension, one after the other as C adds; ``terms`` [n, ...] -> [...]."""
+    total = terms[0].clone()
+    for row in terms[1:]:
+        total.add_(row)
+    return total
+
+
+def peak(x: Tensor) -> Tensor:
+    """What is farthest from zero in each column, the first of equals; x [n, blocks] -> [blocks]."""
+    return x.gather(0, x.abs().argmax(0, keepdim=True)).squeeze(0)
