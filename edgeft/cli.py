@@ -181,6 +181,25 @@ def export(
 
 
 @app.command()
+def repair(
+    run_folder: RunFolder,
+    target: Annotated[list[str], typer.Option("--target", help="A GGUF or int4 target.")],
+) -> None:
+    """Train a little further for a target, as its quantizer will round the weights; export it."""
+    from edgeft import repair as repairing
+    from edgeft import stages
+    from edgeft.exporters import stage as exporting
+
+    with stages.opened(run_folder) as this:
+        targets = [repairing.find(name) for name in target]
+        stages.prepare(this)
+        stages.merged(this)
+        exporting.export(this, targets)
+        for one in targets:
+            print(this.path / "export" / one.name)
+
+
+@app.command()
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="What to bench.")],
     device: Annotated[

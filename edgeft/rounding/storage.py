@@ -20,10 +20,11 @@ _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 def stored(weight: Tensor, how: Storage) -> Tensor:
     """``weight``, float32 [rows, columns], as it is read back from the file: float32, same shape."""
     from edgeft.rounding import rounded
-    from edgeft.rounding.onnx_int4 import rounded_int4
 
     if "ggml" in how:  # a GGUF is quantized from one in float16
-        return rounded(weight.half().float(), how["ggml"])
+        return rounded(weight, how["ggml"], half=True)
+    from edgeft.rounding.onnx_int4 import rounded_int4
+
     return rounded_int4(weight, **how["int4"])
 
 

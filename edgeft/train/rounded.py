@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
 from safetensors import safe_open
 from torch import Tensor
+from transformers import TrainerCallback
 
 from edgeft.errors import UserError
 from edgeft.rounding.storage import Storage, stored
@@ -22,22 +23,31 @@ _ADAPTED = "base_model.model."  # what PEFT puts in front of the base's names
 
 
 class _Rounded:
-    """What a quantizer leaves of one matrix and its adapter, made anew when that has changed."""
+    """What a quantizer leaves of one matrix and its adapter; made when it is asked for."""
 
     def __init__(self, base: Tensor, how: Storage, dtype: torch.dtype) -> None:
         self.base, self.how, self.dtype = base, how, dtype
-        self.seen: tuple[int, int] | None = None
-        self.weight: Tensor | None = None
+        self.weight: Tensor | None = None  # None: what there was is out of date
 
     def of(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """[out, in]; an optimizer's step counts up the versions of a and b, and nothing else does."""
-        versions = (a._version, b._version)
-        if versions != self.seen or self.weight is None:
-            with torch.no_grad():
+        """[out, in] of the base's dtype, from a [r, in] and b [out, r]."""
+        if self.weight is None:
+            # Looking at held-out questions may come first, in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
                 merged = self.base + (b.float() @ a.float()) * scale  # as PEFT merges
                 self.weight = stored(merged, self.how).to(self.dtype)
-            self.seen = versions
         return self.weight
+
+
+class OncePerStep(TrainerCallback):  # type: ignore[misc]
+    """Rounds anew after each optimizer step. (A fused optimizer leaves tensors' versions alone.)"""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        for module in model.modules():
+            if isinstance(held := getattr(module, "rounded", None), _Rounded):
+                held.weight = None
+
+    on_optimizer_step = on_train_begin
 
 
 def round_like(model: Any, base: Path, plan: Plan) -> None:
@@ -52,6 +62,7 @@ def round_like(model: Any, base: Path, plan: Plan) -> None:
     Raises:
         UserError: an adapted layer is none that can be rounded.
     """
+    weights = _weights(base, plan)
     missing = set(plan)
     for name, module in model.named_modules():
         key = name.removeprefix(_ADAPTED) + ".weight"
@@ -59,17 +70,15 @@ def round_like(model: Any, base: Path, plan: Plan) -> None:
             if not (type(module) is LoraLayer and is_plain(module)):
                 raise UserError(f"cannot train {name} for a target: it is no plain LoRA layer")
             like = module.base_layer.weight
-            module.rounded = _Rounded(_weight(base, key, like.device), plan[key], like.dtype)
+            module.rounded = _Rounded(weights[key].to(like.device), plan[key], like.dtype)
             module.forward = types.MethodType(_forward, module)
             missing.discard(key)
     for name, parameter in model.named_parameters():
         key = name.removeprefix(_ADAPTED)
         if key in missing:
             with torch.no_grad():
-                parameter.copy_(stored(_weight(base, key, parameter.device), plan[key]))
+                parameter.copy_(stored(weights[key].to(parameter.device), plan[key]))
             missing.discard(key)
-    if missing:
-        raise UserError(f"{base} has no {min(missing)}, which the target stores")
 
 
 def _forward(self: Any, x: Tensor, *arguments: Any, **settings: Any) -> Any:
@@ -81,9 +90,12 @@ def _forward(self: Any, x: Tensor, *arguments: Any, **settings: Any) -> Any:
     return RoundedLinear.apply(x, weight, self.base_layer.bias, a, b, scale)
 
 
-def _weight(folder: Path, key: str, device: torch.device) -> Tensor:
+def _weights(folder: Path, plan: Plan) -> dict[str, Tensor]:
+    found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
-            if key in tensors.keys():  # noqa: SIM118 (not a mapping)
-                return tensors.get_tensor(key).float().to(device)
-    raise UserError(f"{folder} has no {key}, which the target stores")
+            for key in plan.keys() & set(tensors.keys()):
+                found[key] = tensors.get_tensor(key).float().clone()  # not of the mapped file
+    if lacking := plan.keys() - found.keys():
+        raise UserError(f"{folder} has no {min(lacking)}, which the target stores")
+    return found

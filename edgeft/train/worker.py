@@ -38,7 +38,7 @@ from edgeft.train.record import (
     last_checkpoint,
     rows,
 )
-from edgeft.train.rounded import Plan, round_like
+from edgeft.train.rounded import OncePerStep, Plan, round_like
 from edgeft.train.settings import TrainSettings
 
 
@@ -89,7 +89,7 @@ def fit(
         args=_arguments(folders, settings, seed, dtype, track),
         train_dataset=items,
         data_collator=lambda batch: collate(batch, held.pad),
-        callbacks=[record],
+        callbacks=[OncePerStep(), record],
     )
     trainer.record = record
     record.report = trainer.log
