@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[int, int, Callable[[Tensor], Tensor]]] = {
 }
 KINDS = tuple(_KINDS)
 
-_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 24}  # weights: a CPU's cache; a GPU's launches
+_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}  # weights: for a CPU's cache, for few launches
 
 
 def rounded(

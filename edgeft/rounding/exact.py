@@ -32,3 +32,9 @@ def folded(terms: Tensor) -> Tensor:
 def peak(x: Tensor) -> Tensor:
     """What is farthest from zero in each column, the first of equals; x [n, blocks] -> [blocks]."""
     return x.gather(0, x.abs().argmax(0, keepdim=True)).squeeze(0)
+
+
+def away(x: Tensor) -> Tensor:
+    """C's ``roundf``: halves go away from zero."""
+    whole = x.trunc()
+    return whole.add_((x - whole).abs_().ge_(0.5).copysign_(x))

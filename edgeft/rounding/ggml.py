@@ -102,23 +102,14 @@ def rounded(
         widened = torch.empty(at_once * columns if half else 0)
         for start in range(worker * at_once, rows, workers * at_once):
             count = min(at_once, rows - start)
-            offset = 4 * start * columns
-            here = source + offset
+            numbers = count * columns
+            here = source + 4 * start * columns
             if half:
-                numbers = count * columns
-                library.ggml_fp32_to_fp16_row(
-                    ctypes.c_void_p(here),
-                    ctypes.c_void_p(narrow.data_ptr()),
-                    ctypes.c_int64(numbers),
-                )
-                library.ggml_fp16_to_fp32_row(
-                    ctypes.c_void_p(narrow.data_ptr()),
-                    ctypes.c_void_p(widened.data_ptr()),
-                    ctypes.c_int64(numbers),
-                )
+                narrow[:numbers].copy_(weight[start : start + count].view(-1))
+                widened[:numbers].copy_(narrow[:numbers])
                 here = widened.data_ptr()
             library.ggml_quantize_chunk(number, here, blocks.data_ptr(), 0, count, columns, None)
-            traits.to_float(blocks.data_ptr(), target + offset, count * columns)
+            traits.to_float(blocks.data_ptr(), target + 4 * start * columns, numbers)
 
     if workers == 1:
         work(0)

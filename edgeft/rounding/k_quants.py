@@ -187,10 +187,10 @@ def _affine_codes(x: Tensor, scales: Tensor, minima: Tensor, most: int) -> Tenso
     """x to codes and back, with the scales and minima as stored."""
     scales, minima = scales.view(-1), minima.view(-1)
     codes = (x + minima).div_(scales).round_().clamp_(0, most).masked_fill_(scales == 0, 0)
-    return codes.mul_(scales).sub_(minima)
+    return codes.add_(0).mul_(scales).sub_(minima)
 
 
 def _signed_codes(x: Tensor, scales: Tensor, least: int, most: int) -> Tensor:
     """x to codes and back, with the scales as stored."""
     codes = (x / scales).round_().clamp_(least, most).masked_fill_(scales == 0, 0)
-    return codes.mul_(scales)
+    return codes.add_(0).mul_(scales)  # no -0 among integers

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgeft.rounding.exact import divided, folded, inverse, peak
+from edgeft.rounding.exact import away, divided, folded, inverse, peak
 
 BLOCK = 32
 
@@ -37,12 +37,9 @@ def affine(x: Tensor, bits: int) -> Tensor:
 
 
 def eight_bit(x: Tensor) -> Tensor:
-    """Q8_0; C's ``roundf`` takes halves away from zero."""
+    """Q8_0: symmetric around zero."""
     scale = divided(x.abs().amax(0), 127)
-    exact = x * inverse(scale)
-    codes = exact.trunc()
-    away = exact.sub(codes).abs_().ge_(0.5)
-    return codes.add_(away.copysign_(exact)).mul_(_stored(scale))
+    return away(x * inverse(scale)).add_(0).mul_(_stored(scale))  # no -0 among integers
 
 
 def nonlinear(x: Tensor) -> Tensor:
