@@ -13,12 +13,11 @@ from edgeft import child, model, run
 from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
-from edgeft.exporters import check_supported, onnx, portable
+from edgeft.exporters import check_supported, gguf_settings, imatrix, onnx, portable
+from edgeft.exporters.gguf_settings import GgufSettings
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
 from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
-
-_UNQUANTIZED = ("F16", "BF16", "F32", "ALL_F32")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class Order:
     evaluation: Path
     stop: list[int]
 
+    @property
+    def gguf(self) -> GgufSettings:
+        """Of a GGUF target."""
+        return gguf_settings.settings_of(self.target.name, self.target.settings)
+
 
 def export(this: Run, targets: list[Target]) -> None:
     """Every target for base and tuned; a target that fails does not keep the others.
@@ -48,7 +52,8 @@ def export(this: Run, targets: list[Target]) -> None:
     check_supported(this.folder("base"), targets, checkout(this))
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
-        written = False  # the 16-bit GGUF, of which every GGUF target is made
+        # Of which every GGUF target is made: the 16-bit GGUF; the importance matrix.
+        written = measured = False
         for target in targets:
             if target.name in failed:
                 continue
@@ -57,6 +62,9 @@ def export(this: Run, targets: list[Target]) -> None:
                 if target.format == "gguf" and not written:
                     _sixteen_bit(this, order)
                     written = True
+                if target.format == "gguf" and order.gguf.imatrix is True and not measured:
+                    _measure(this, order)
+                    measured = True
                 _bundle(this, order)
             except UserError as error:
                 failed[target.name] = str(error)
@@ -102,6 +110,8 @@ def _bundle(this: Run, order: Order) -> None:
         "settings": target.settings,
         "manifest": manifest,
     }
+    if target.format == "gguf":
+        inputs |= _gguf_inputs(this, order)
 
     def work(out: Path, _: Update) -> None:
         verified = make(this, order, out / artifact)
@@ -129,15 +139,66 @@ def _bundle(this: Run, order: Order) -> None:
 
 def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     source = this.path / "gguf" / order.weights / "model.gguf"
-    ftype = order.target.settings.get("ftype", "")
+    ftype = order.gguf.ftype
     if ftype == "F16":
         artifact.unlink(missing_ok=True)
         os.link(source, artifact)
         verified: dict[str, Any] = json.loads((source.parent / "verify.json").read_text())
         return verified
-    request = {"source": str(source), "out": str(artifact), "ftype": ftype}
+    matrix = _matrix(this, order)
+    request = {
+        "source": str(source),
+        "out": str(artifact),
+        "ftype": ftype,
+        "imatrix": str(matrix) if matrix else None,
+        "types": dict(order.gguf.types),
+    }
     child.run("edgeft.exporters.quantize", request)
-    return _verify(order, artifact, exact=ftype in _UNQUANTIZED)
+    return _verify(order, artifact, exact=ftype in gguf_settings.UNQUANTIZED)
+
+
+def _gguf_inputs(this: Run, order: Order) -> dict[str, Any]:
+    """What a bundle depends on besides its source; nothing, so that old bundles stay valid."""
+    inputs: dict[str, Any] = {}
+    if matrix := _matrix(this, order):
+        inputs["imatrix"] = this.sha256([matrix])
+    if order.gguf.types:  # their order counts, which the settings' fingerprint does not see
+        inputs["types"] = list(order.gguf.types)
+    return inputs
+
+
+def _matrix(this: Run, order: Order) -> Path | None:
+    """The importance matrix that a target wants: the user's own, the run's, or none."""
+    wanted = order.gguf.imatrix
+    if isinstance(wanted, str):
+        return Path(wanted).expanduser()
+    return this.path / "imatrix" / order.weights / "imatrix.gguf" if wanted else None
+
+
+def _measure(this: Run, order: Order) -> None:
+    """The importance matrix from the training questions, one for all targets."""
+    questions = this.path / "data" / "train.jsonl"
+    inputs = {
+        "model": this.sha256(model.weight_files(order.folder)),
+        "data": this.sha256([questions]),
+        "questions": imatrix.QUESTIONS,
+        "tokens": imatrix.TOKENS,
+        "seed": this.recipe.seed,
+    }
+
+    def work(out: Path, update: Update) -> None:
+        request = {
+            "folder": str(order.folder),
+            "questions": str(questions),
+            "seed": this.recipe.seed,
+            "dataset": f"{this.recipe.task.name}/{questions.name}",
+            "out": str(out / "imatrix.gguf"),
+        }
+        for event in child.call("edgeft.exporters.imatrix", request, allocator()):
+            update(event["done"], event["total"], "questions")
+
+    out = this.path / "imatrix" / order.weights
+    cached(f"importance matrix {order.weights}", out, inputs, work)
 
 
 def _onnx(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
