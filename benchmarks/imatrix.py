@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--llama-imatrix", type=Path, required=True, help="the program")
-    parser.add_argument("--chunks", type=int, default=47, help="as many tokens as a run takes")
+    parser.add_argument("--chunks", type=int, default=48, help="of 512 tokens")
     given = parser.parse_args()
     tokens = Tokenizer.from_file(str(given.run / "merged" / "tokenizer.json"))
     text, chunks = text_of(given.run, tokens, given.chunks)

@@ -75,7 +75,8 @@ def check_supported(wanted: bool | str, folder: Path) -> None:
     architecture = (config.get("architectures") or ["none"])[0]
     if isinstance(wanted, str):
         matrix = read(Path(wanted).expanduser())
-        if matrix.blocks() != (expected := config["num_hidden_layers"]):
+        expected = config.get("num_hidden_layers")  # other architectures have other names for it
+        if expected is not None and matrix.blocks() != expected:
             raise UserError(
                 f"{wanted} is another model's importance matrix: it has {matrix.blocks()} "
                 f"blocks, {folder} has {expected}"

@@ -63,13 +63,14 @@ def quantize(
     parameters.ftype = known[ftype]
     parameters.nthread = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     kept: list[Any] = []  # what llama.cpp points to must live until it is done
+    sizes = _sizes(source) if imatrix or types else {}
     if imatrix:
         matrix = read(imatrix)
-        _check_fits(matrix, imatrix, source)
+        _check_fits(matrix, imatrix, sizes, source)
         parameters.imatrix = _columns(matrix, kept)
         parameters.kv_overrides = _said(matrix, imatrix.name, kept)
     if types:
-        gguf_settings.check_types(types, _sizes(source))
+        gguf_settings.check_types(types, sizes)
         parameters.tt_overrides = _overrides(types, kept)
     errors: list[str] = []
 
@@ -97,9 +98,8 @@ def _sizes(source: Path) -> dict[str, int]:
     return {n: shape[0] * shape[2] for n, shape in shapes.items() if len(shape) > 2}
 
 
-def _check_fits(matrix: Matrix, path: Path, source: Path) -> None:
+def _check_fits(matrix: Matrix, path: Path, sizes: Mapping[str, int], source: Path) -> None:
     """llama.cpp quantizes without a word what a matrix of fewer blocks says nothing about."""
-    sizes = _sizes(source)
     blocks = block_count(sizes)
     if matrix.blocks() != blocks:
         raise UserError(
