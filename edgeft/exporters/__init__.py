@@ -18,15 +18,18 @@ def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | N
         UserError: a target's settings are wrong, or a model's architecture or tokenizer has no
             place in its format.
     """
-    from edgeft.exporters import gguf, onnx, portable
+    from edgeft.exporters import gguf, gguf_settings, imatrix, onnx, portable
 
     formats = set()
+    quantized = {}
     for target in targets:
         if target.format not in FORMATS:
             raise UserError(
                 f"target {target.name}: unknown format '{target.format}'"
                 f"{near(target.format, FORMATS)}"
             )
+        if target.format == "gguf":
+            quantized[target.name] = gguf_settings.settings_of(target.name, target.settings)
         if target.format == "onnx":
             onnx.settings_of(target.name, target.settings)
         if target.format == "onnx-portable":
@@ -34,6 +37,12 @@ def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | N
         formats.add(target.format)
     if "gguf" in formats:
         gguf.check_supported(folder, llama_cpp)
+    for name, settings in quantized.items():
+        try:
+            imatrix.check_supported(settings.imatrix, folder)
+            gguf.check_types(settings.types, folder)
+        except UserError as error:
+            raise UserError(f"target {name}: {error}") from error
     if "onnx" in formats:
         onnx.check_supported(folder)
     if "onnx-portable" in formats:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeft import child, model
 from edgeft.errors import UserError
-from edgeft.exporters import gguf_tokenizer
+from edgeft.exporters import gguf_settings, gguf_tokenizer
 
 # Hugging Face's name to GGUF's. Llama's query and key rows are interleaved for GGUF's rotary order.
 ARCHITECTURES = {
@@ -72,6 +72,25 @@ def check_supported(folder: Path, llama_cpp: Path | None) -> None:
             f"cannot export this Gemma 3 to GGUF: {key} is not what llama.cpp has built in; {advice}"
         )
     gguf_tokenizer.check_supported(folder)
+
+
+def check_types(types: Mapping[str, str], folder: Path) -> None:
+    """Refuse, before any training, expressions for types that no tensor's name has.
+
+    Names are known for the architectures above; of others they are seen in the file.
+
+    Raises:
+        UserError: it names the expression.
+    """
+    import gguf
+
+    config = model.config(folder)
+    if types and (config.get("architectures") or ["none"])[0] in ARCHITECTURES:
+        blocks = range(config["num_hidden_layers"])
+        names = [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[_arch(config)]]
+        gguf_settings.check_types(
+            types, [f"{name.format(bid=i)}.weight" for name in names for i in blocks]
+        )
 
 
 def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -> None:
@@ -169,12 +188,29 @@ def _local_theta(config: dict[str, Any]) -> float:
     return theta
 
 
-def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
+def name_map(config: dict[str, Any]) -> Any:
+    """``gguf.TensorNameMap``: a model's tensor names to GGUF's.
+
+    Args:
+        config: of a model of one of :data:`ARCHITECTURES`.
+    """
     import gguf
+
+    return gguf.get_tensor_name_map(_arch(config), config["num_hidden_layers"])
+
+
+def _arch(config: dict[str, Any]) -> Any:
+    """``gguf.MODEL_ARCH`` of a known architecture."""
+    import gguf
+
+    ours = ARCHITECTURES[config["architectures"][0]]
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == ours)
+
+
+def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
     import numpy as np
 
-    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    names = name_map(config)
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     tied = config.get("tie_word_embeddings", False)

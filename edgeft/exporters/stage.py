@@ -13,12 +13,11 @@ from edgeft import child, model, repair, run
 from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
-from edgeft.exporters import check_supported, onnx, portable
+from edgeft.exporters import check_supported, gguf_settings, imatrix, onnx, portable
+from edgeft.exporters.gguf_settings import GgufSettings
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
 from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
-
-_UNQUANTIZED = ("F16", "BF16", "F32", "ALL_F32")
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,11 @@ class Order:
     evaluation: Path
     stop: list[int]
 
+    @property
+    def gguf(self) -> GgufSettings:
+        """Of a GGUF target."""
+        return gguf_settings.settings_of(self.target.name, self.target.settings)
+
 
 def export(this: Run, targets: list[Target]) -> None:
     """Every target for base and tuned; a target that fails does not keep the others.
@@ -50,12 +54,12 @@ def export(this: Run, targets: list[Target]) -> None:
     check_supported(this.folder("base"), targets, checkout(this))
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
-        written: set[str] = set()
+        ready: set[Path] = set()
         for target in targets:
             if target.name in failed:
                 continue
             try:
-                _export(this, target, weights, written)
+                _export(this, target, weights, ready)
             except UserError as error:
                 failed[target.name] = str(error)
                 say(f"✗ export {target.name} {weights}: {error}")
@@ -71,12 +75,15 @@ def bundle_of(this: Run, target: Target, weights: str) -> Path:
     return _export(this, target, weights, set())
 
 
-def _export(this: Run, target: Target, weights: str, written: set[str]) -> Path:
-    """``written``: the 16-bit GGUFs that are there, of which every GGUF target is made."""
+def _export(this: Run, target: Target, weights: str, ready: set[Path]) -> Path:
+    """``ready``: what several targets are made of (16-bit GGUF, importance matrix), once done."""
     order = _order(this, target, weights)
-    if target.format == "gguf" and order.source not in written:
-        _sixteen_bit(this, order)
-        written.add(order.source)
+    if target.format == "gguf":
+        needed = {"gguf": _sixteen_bit, **({"imatrix": _measure} if order.gguf.imatrix is True else {})}
+        for place, make in needed.items():
+            if (out := this.path / place / order.source) not in ready:
+                make(this, order, out)
+                ready.add(out)
     return _bundle(this, order)
 
 
@@ -119,6 +126,8 @@ def _bundle(this: Run, order: Order) -> Path:
         "settings": target.settings,
         "manifest": manifest,
     }
+    if target.format == "gguf":
+        inputs |= _gguf_inputs(this, order)
 
     def work(out: Path, _: Update) -> None:
         verified = make(this, order, out / artifact)
@@ -147,15 +156,65 @@ def _bundle(this: Run, order: Order) -> Path:
 
 def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     source = this.path / "gguf" / order.source / "model.gguf"
-    ftype = order.target.settings.get("ftype", "")
+    ftype = order.gguf.ftype
     if ftype == "F16":
         artifact.unlink(missing_ok=True)
         os.link(source, artifact)
         verified: dict[str, Any] = json.loads((source.parent / "verify.json").read_text())
         return verified
-    request = {"source": str(source), "out": str(artifact), "ftype": ftype}
+    matrix = _matrix(this, order)
+    request = {
+        "source": str(source),
+        "out": str(artifact),
+        "ftype": ftype,
+        "imatrix": str(matrix) if matrix else None,
+        "types": dict(order.gguf.types),
+    }
     child.run("edgeft.exporters.quantize", request)
-    return _verify(order, artifact, exact=ftype in _UNQUANTIZED)
+    return _verify(order, artifact, exact=ftype in gguf_settings.UNQUANTIZED)
+
+
+def _gguf_inputs(this: Run, order: Order) -> dict[str, Any]:
+    """What a bundle depends on besides its source; nothing, so that old bundles stay valid."""
+    inputs: dict[str, Any] = {}
+    if matrix := _matrix(this, order):
+        inputs["imatrix"] = this.sha256([matrix])
+    if order.gguf.types:  # their order counts, which the settings' fingerprint does not see
+        inputs["types"] = list(order.gguf.types)
+    return inputs
+
+
+def _matrix(this: Run, order: Order) -> Path | None:
+    """The importance matrix that a target wants: the user's own, the run's, or none."""
+    wanted = order.gguf.imatrix
+    if isinstance(wanted, str):
+        return Path(wanted).expanduser()
+    return this.path / "imatrix" / order.source / "imatrix.gguf" if wanted else None
+
+
+def _measure(this: Run, order: Order, out: Path) -> None:
+    """The importance matrix from the training questions, one for all targets."""
+    questions = this.path / "data" / "train.jsonl"
+    inputs = {
+        "model": this.sha256(model.weight_files(order.folder)),
+        "data": this.sha256([questions]),
+        "questions": imatrix.QUESTIONS,
+        "tokens": imatrix.TOKENS,
+        "seed": this.recipe.seed,
+    }
+
+    def work(out: Path, update: Update) -> None:
+        request = {
+            "folder": str(order.folder),
+            "questions": str(questions),
+            "seed": this.recipe.seed,
+            "dataset": f"{this.recipe.task.name}/{questions.name}",
+            "out": str(out / "imatrix.gguf"),
+        }
+        for event in child.call("edgeft.exporters.imatrix", request, allocator()):
+            update(event["done"], event["total"], "questions")
+
+    cached(f"importance matrix {order.source}", out, inputs, work)
 
 
 def _onnx(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
@@ -172,7 +231,7 @@ def _portable(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     return _verify(order, artifact, exact=precision == "fp32")
 
 
-def _sixteen_bit(this: Run, order: Order) -> None:
+def _sixteen_bit(this: Run, order: Order, out: Path) -> None:
     """The 16-bit GGUF that every GGUF target is quantized from, its logits checked."""
     name = f"{model.name_of(this.recipe.model)}-{order.source}"
     llama_cpp = this.recipe.export.llama_cpp
@@ -189,7 +248,6 @@ def _sixteen_bit(this: Run, order: Order) -> None:
         child.run("edgeft.exporters.gguf", {**request, "out": str(artifact)})
         run.write_json(out / "verify.json", _verify(order, artifact, exact=True))
 
-    out = this.path / "gguf" / order.source
     cached(f"export {order.source} in 16 bits, verify", out, inputs, work)
 
 
