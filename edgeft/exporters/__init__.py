@@ -27,6 +27,8 @@ def check_supported(folder: Path, targets: Iterable[Target], llama_cpp: Path | N
                 f"target {target.name}: unknown format '{target.format}'"
                 f"{near(target.format, FORMATS)}"
             )
+        if target.format == "gguf":
+            gguf.settings_of(target.name, target.settings)
         if target.format == "onnx":
             onnx.settings_of(target.name, target.settings)
         if target.format == "onnx-portable":

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from edgeft import child, model
-from edgeft.errors import UserError
+from edgeft.errors import UserError, near
 from edgeft.exporters import gguf_tokenizer
 
 # Hugging Face's name to GGUF's. Llama's query and key rows are interleaved for GGUF's rotary order.
@@ -47,6 +48,36 @@ _NOT_IN_GEMMA3 = (
 )
 _GEMMA3_PATTERN = 6  # every sixth layer sees all positions: llama.cpp takes no other
 _GEMMA3_27B = 62  # layers by which llama.cpp knows the one size that scales attention otherwise
+
+
+@dataclass(frozen=True)
+class GgufSettings:
+    """A target's ``[gguf]`` table.
+
+    Attributes:
+        ftype: llama.cpp's quantization type, ``LLAMA_FTYPE_MOSTLY_<ftype>``.
+        lora: the base is quantized, and the adapter stays beside it instead of being merged.
+    """
+
+    ftype: str
+    lora: bool = False
+
+
+def settings_of(target: str, table: Mapping[str, Any]) -> GgufSettings:
+    """A target's table as settings.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong kind, or no ftype; the target is named.
+    """
+    known = [field.name for field in fields(GgufSettings)]
+    for key in table:
+        if key not in known:
+            raise UserError(f"target {target}: unknown key 'gguf.{key}'{near(key, known)}")
+    if not isinstance(table.get("ftype"), str):
+        raise UserError(f'target {target}: gguf.ftype is missing, such as ftype = "Q4_0"')
+    if not isinstance(table.get("lora", False), bool):
+        raise UserError(f"target {target}: gguf.lora is true or false, not {table['lora']!r}")
+    return GgufSettings(**table)
 
 
 def check_supported(folder: Path, llama_cpp: Path | None) -> None:
@@ -98,7 +129,7 @@ def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config)
     gguf_tokenizer.to_gguf(writer, folder, config["vocab_size"])
-    _add_tensors(writer, folder, config, architecture)
+    _add_tensors(writer, folder, config)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -169,28 +200,66 @@ def _local_theta(config: dict[str, Any]) -> float:
     return theta
 
 
-def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """Where a model's weights stand in GGUF, and in which order of rows.
+
+    Attributes:
+        architecture: GGUF's name of it.
+        tied: the head is the embedding and is not written.
+    """
+
+    architecture: str
+    tied: bool
+    _heads: int
+    _kv_heads: int
+    _names: Any
+
+    def name(self, key: str) -> str | None:
+        """GGUF's name of a weight or bias by transformers' one, if it has a place."""
+        found: str | None = self._names.get_name(key, try_suffixes=(".weight", ".bias"))
+        return found
+
+    def rows(self, key: str, tensor: Any) -> Any:
+        """The rows in llama.cpp's order: of a weight, a bias, or a LoRA's B."""
+        if self.architecture == "llama" and ".q_proj." in key:
+            return _interleave(tensor, self._heads)
+        if self.architecture == "llama" and ".k_proj." in key:
+            return _interleave(tensor, self._kv_heads)
+        return tensor
+
+
+def layout(folder: Path) -> Layout:
+    """Of a model folder that :func:`check_supported` has taken."""
     import gguf
+
+    config = _config(folder)
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    heads = config["num_attention_heads"]
+    return Layout(
+        architecture,
+        config.get("tie_word_embeddings", False),
+        heads,
+        config.get("num_key_value_heads") or heads,
+        gguf.get_tensor_name_map(arch, config["num_hidden_layers"]),
+    )
+
+
+def _add_tensors(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     import numpy as np
 
-    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    tied = config.get("tie_word_embeddings", False)
+    place = layout(folder)
     if (factors := _rope_factors(config)) is not None:
         writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
     for key, tensor in _tensors(folder):
-        if (tied and key == "lm_head.weight") or key.endswith("rotary_emb.inv_freq"):
+        if (place.tied and key == "lm_head.weight") or key.endswith("rotary_emb.inv_freq"):
             continue
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        name = place.name(key)
         if name is None:
-            raise UserError(f"{folder}: tensor {key} has no place in a {architecture} GGUF")
-        if architecture == "llama" and ".q_proj." in key:
-            tensor = _interleave(tensor, heads)
-        elif architecture == "llama" and ".k_proj." in key:
-            tensor = _interleave(tensor, kv_heads)
-        elif architecture == "gemma3":
+            raise UserError(f"{folder}: tensor {key} has no place in a {place.architecture} GGUF")
+        tensor = place.rows(key, tensor)
+        if place.architecture == "gemma3":
             tensor = tensor + _shift(key)
         if tensor.ndim > 1:
             if float(np.abs(tensor).max()) > np.finfo(np.float16).max:
@@ -240,14 +309,18 @@ def _rope_factors(config: dict[str, Any]) -> list[float] | None:
 
 
 def _convert_by_checkout(folder: Path, out: Path, name: str, checkout: Path) -> None:
-    script = checkout / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(folder), "--outtype", "f16"]
-    done = subprocess.run(
-        [*command, "--outfile", str(out), "--model-name", name],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [str(folder), "--outtype", "f16", "--model-name", name]
+    run_script(checkout / "convert_hf_to_gguf.py", arguments, out)
+
+
+def run_script(script: Path, arguments: Sequence[str], out: Path) -> None:
+    """Write ``out`` by one of a llama.cpp checkout's converters.
+
+    Raises:
+        UserError: it failed, with its last line.
+    """
+    command = [sys.executable, str(script), *arguments, "--outfile", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not out.is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise UserError(f"{script} failed: {lines[-1].strip()}")
