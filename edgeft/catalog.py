@@ -32,6 +32,11 @@ class Target:
     settings: dict[str, Any]
     repair: dict[str, Any] | None = None
 
+    @property
+    def adapter(self) -> bool:
+        """Whether it ships the base with an adapter, which not every run has."""
+        return self.settings.get("lora") is True
+
 
 @dataclass(frozen=True)
 class Device:
@@ -105,7 +110,7 @@ def devices() -> dict[str, Device]:
 
 
 def find_targets(names: list[str]) -> list[Target]:
-    """The targets of those names; the name of a format stands for all of its targets.
+    """The targets of those names; the name of a format stands for all that any run can have.
 
     Raises:
         UserError: there is no such target.
@@ -115,7 +120,7 @@ def find_targets(names: list[str]) -> list[Target]:
     found: dict[str, Target] = {}
     for name in names:
         if name in formats:
-            found |= {n: t for n, t in known.items() if t.format == name}
+            found |= {n: t for n, t in known.items() if t.format == name and not t.adapter}
         elif name in known:
             found[name] = known[name]
         else:

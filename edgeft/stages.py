@@ -16,7 +16,7 @@ from typing import Any
 from edgeft import __version__, bench, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
 from edgeft.errors import UserError
-from edgeft.exporters import merge
+from edgeft.exporters import gguf_lora, merge
 from edgeft.progress import Update, say, shown
 from edgeft.prompts import read_items
 from edgeft.recipe import Recipe
@@ -40,6 +40,17 @@ class Run:
     def folder(self, weights: str) -> Path:
         """The model folder of base or tuned."""
         return self.path / "merged" if weights == "tuned" else _base(self)
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT adapter's folder: the recipe's, or what training leaves if it leaves one."""
+        return Path(self.recipe.adapter) if self.recipe.adapter else self.path / "train" / "adapter"
+
+    def adapter_files(self) -> list[Path]:
+        """What makes the adapter what it is."""
+        return [
+            self.adapter / name for name in ("adapter_model.safetensors", "adapter_config.json")
+        ]
 
     def weights_id(self, weights: str) -> str:
         """A fingerprint of that folder's weights and tokenizer."""
@@ -80,7 +91,8 @@ def prepare(this: Run) -> None:
         open_transport(catalog.find_device(name))
     exporters.check_supported(base, targets, checkout(this))
     if this.recipe.adapter:
-        merge.check_adapter(Path(this.recipe.adapter), this.recipe.model, this.weights_id("base"))
+        merge.check_adapter(this.adapter, this.recipe.model, this.weights_id("base"))
+    gguf_lora.check_supported(targets, this.recipe, this.adapter if this.recipe.adapter else None)
     room = {
         "context": model.config(base).get("max_position_embeddings"),
         "new": new_tokens(this),
@@ -129,7 +141,11 @@ def train(this: Run) -> None:
     tracker = training.tracker(this.recipe.track, this.path)
     data = this.path / "data"
     facts = training_facts(this)
-    plan = repair.plan_of(this, catalog.find_targets([settings.target])[0]) if settings.target else None
+    plan = (
+        repair.plan_of(this, catalog.find_targets([settings.target])[0])
+        if settings.target
+        else None
+    )
     said = {k: v for k, v in asdict(settings).items() if (k, v) != ("target", None)}
     inputs = {
         "base": this.weights_id("base"),
@@ -169,8 +185,7 @@ def merged(this: Run) -> None:
         model_files = {"model": this.sha256(model.weight_files(trained / "model"))}
         cached("merge", this.path / "merged", model_files, lambda out, _: _take_model(this, out))
         return
-    adapter = Path(this.recipe.adapter) if this.recipe.adapter else trained / "adapter"
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if not this.adapter_files()[0].is_file():
         raise UserError(f"{this.path} is not trained yet: edgeft train --out {this.path}")
     qlora = this.recipe.train.method == "qlora"
     both = [merge.ORIGINAL, merge.DEQUANTIZED] if qlora else [merge.ORIGINAL]
@@ -179,16 +194,14 @@ def merged(this: Run) -> None:
     dtype = this.recipe.train.dtype
     inputs = {
         "base": this.weights_id("base"),
-        "adapter": this.sha256(
-            [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
-        ),
+        "adapter": this.sha256(this.adapter_files()),
         "kinds": kinds,
         "dtype": dtype if merge.DEQUANTIZED in kinds else None,
         "heldout": this.sha256([heldout]),
     }
 
     def work(out: Path, update: Update) -> None:
-        paths = {"base": _base(this), "adapter": adapter, "heldout": heldout, "out": out}
+        paths = {"base": _base(this), "adapter": this.adapter, "heldout": heldout, "out": out}
         request = {name: str(path) for name, path in paths.items()}
         child.run(
             "edgeft.exporters.merge", {**request, "kinds": kinds, "dtype": dtype}, allocator()

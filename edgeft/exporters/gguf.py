@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def convert(folder: Path, out: Path, name: str, llama_cpp: Path | None = None) -
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config)
     gguf_tokenizer.to_gguf(writer, folder, config["vocab_size"])
-    _add_tensors(writer, folder, config, architecture)
+    _add_tensors(writer, folder, config)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -207,26 +208,63 @@ def _arch(config: dict[str, Any]) -> Any:
     return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == ours)
 
 
-def _add_tensors(writer: Any, folder: Path, config: dict[str, Any], architecture: str) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """Where a model's weights stand in GGUF, and in which order of rows.
+
+    Attributes:
+        architecture: GGUF's name of it.
+        tied: the head is the embedding and is not written.
+    """
+
+    architecture: str
+    tied: bool
+    _heads: int
+    _kv_heads: int
+    _names: Any
+
+    def name(self, key: str) -> str | None:
+        """GGUF's name of a weight or bias by transformers' one, if it has a place."""
+        found: str | None = self._names.get_name(key, try_suffixes=(".weight", ".bias"))
+        return found
+
+    def rows(self, key: str, tensor: Any) -> Any:
+        """The rows in llama.cpp's order: of a weight, a bias, or a LoRA's B."""
+        if self.architecture == "llama" and ".q_proj." in key:
+            return _interleave(tensor, self._heads)
+        if self.architecture == "llama" and ".k_proj." in key:
+            return _interleave(tensor, self._kv_heads)
+        return tensor
+
+
+def layout(folder: Path) -> Layout:
+    """Of a model folder that :func:`check_supported` has taken."""
+    config = _config(folder)
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    heads = config["num_attention_heads"]
+    return Layout(
+        architecture,
+        config.get("tie_word_embeddings", False),
+        heads,
+        config.get("num_key_value_heads") or heads,
+        name_map(config),
+    )
+
+
+def _add_tensors(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     import numpy as np
 
-    names = name_map(config)
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    tied = config.get("tie_word_embeddings", False)
+    place = layout(folder)
     if (factors := _rope_factors(config)) is not None:
         writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
     for key, tensor in _tensors(folder):
-        if (tied and key == "lm_head.weight") or key.endswith("rotary_emb.inv_freq"):
+        if (place.tied and key == "lm_head.weight") or key.endswith("rotary_emb.inv_freq"):
             continue
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        name = place.name(key)
         if name is None:
-            raise UserError(f"{folder}: tensor {key} has no place in a {architecture} GGUF")
-        if architecture == "llama" and ".q_proj." in key:
-            tensor = _interleave(tensor, heads)
-        elif architecture == "llama" and ".k_proj." in key:
-            tensor = _interleave(tensor, kv_heads)
-        elif architecture == "gemma3":
+            raise UserError(f"{folder}: tensor {key} has no place in a {place.architecture} GGUF")
+        tensor = place.rows(key, tensor)
+        if place.architecture == "gemma3":
             tensor = tensor + _shift(key)
         if tensor.ndim > 1:
             if float(np.abs(tensor).max()) > np.finfo(np.float16).max:
@@ -276,14 +314,18 @@ def _rope_factors(config: dict[str, Any]) -> list[float] | None:
 
 
 def _convert_by_checkout(folder: Path, out: Path, name: str, checkout: Path) -> None:
-    script = checkout / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(folder), "--outtype", "f16"]
-    done = subprocess.run(
-        [*command, "--outfile", str(out), "--model-name", name],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [str(folder), "--outtype", "f16", "--model-name", name]
+    run_script(checkout / "convert_hf_to_gguf.py", arguments, out)
+
+
+def run_script(script: Path, arguments: Sequence[str], out: Path) -> None:
+    """Write ``out`` by one of a llama.cpp checkout's converters.
+
+    Raises:
+        UserError: it failed, with its last line.
+    """
+    command = [sys.executable, str(script), *arguments, "--outfile", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not out.is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise UserError(f"{script} failed: {lines[-1].strip()}")

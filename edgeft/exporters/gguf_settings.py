@@ -31,17 +31,21 @@ class GgufSettings:
             False, none.
         types: a regular expression, searched for in a tensor's name (``blk.0.ffn_down.weight``),
             to the tensor's ggml type, such as ``Q6_K``; the first that is found counts.
+        lora: the base is quantized, and the adapter stays beside it instead of being merged.
     """
 
     ftype: str = ""
     imatrix: bool | str = False
     types: Mapping[str, str] = field(default_factory=dict)
+    lora: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.ftype, str):
             raise UserError(f"gguf.ftype: {self.ftype!r} is not a name")
         if not isinstance(self.imatrix, bool | str) or self.imatrix == "":
             raise UserError(f"gguf.imatrix: {self.imatrix!r} is neither true, false nor a file")
+        if not isinstance(self.lora, bool):
+            raise UserError(f"gguf.lora is true or false, not {self.lora!r}")
         if not isinstance(self.types, Mapping):
             raise UserError(f"gguf.types: {self.types!r} is not a table of expression = type")
         for pattern, kind in self.types.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,15 @@ from edgeft import child, model, repair, run
 from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
-from edgeft.exporters import check_supported, gguf_settings, imatrix, onnx, portable
+from edgeft.exporters import (
+    check_supported,
+    gguf_lora,
+    gguf_settings,
+    imatrix,
+    merge,
+    onnx,
+    portable,
+)
 from edgeft.exporters.gguf_settings import GgufSettings
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
@@ -44,6 +51,11 @@ class Order:
         """Of a GGUF target."""
         return gguf_settings.settings_of(self.target.name, self.target.settings)
 
+    @property
+    def adapted(self) -> bool:
+        """Whether it is base's weights with the adapter beside them."""
+        return self.target.adapter and self.weights == "tuned"
+
 
 def export(this: Run, targets: list[Target]) -> None:
     """Every target for base and tuned; a target that fails does not keep the others.
@@ -52,6 +64,7 @@ def export(this: Run, targets: list[Target]) -> None:
         UserError: at the end, if any target failed.
     """
     check_supported(this.folder("base"), targets, checkout(this))
+    gguf_lora.check_supported(targets, this.recipe, this.adapter)
     failed: dict[str, str] = {}
     for weights in WEIGHTS:
         ready: set[Path] = set()
@@ -78,12 +91,18 @@ def bundle_of(this: Run, target: Target, weights: str) -> Path:
 def _export(this: Run, target: Target, weights: str, ready: set[Path]) -> Path:
     """``ready``: what several targets are made of (16-bit GGUF, importance matrix), once done."""
     order = _order(this, target, weights)
-    if target.format == "gguf":
-        needed = {"gguf": _sixteen_bit, **({"imatrix": _measure} if order.gguf.imatrix is True else {})}
-        for place, make in needed.items():
-            if (out := this.path / place / order.source) not in ready:
-                make(this, order, out)
-                ready.add(out)
+    if order.adapted:
+        needed = {this.path / "gguf" / "lora": _adapter}
+    elif target.format == "gguf":
+        needed = {this.path / "gguf" / order.source: _sixteen_bit}
+        if order.gguf.imatrix is True:
+            needed[this.path / "imatrix" / order.source] = _measure
+    else:
+        needed = {}
+    for place, make in needed.items():
+        if place not in ready:
+            make(this, order, place)
+            ready.add(place)
     return _bundle(this, order)
 
 
@@ -100,7 +119,9 @@ def _bundle(this: Run, order: Order) -> Path:
     target, weights, evaluation = order.target, order.weights, order.evaluation
     words = this.path / "data" / "tokenizer" / "tokenizer.json"
     make = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}[target.format]
-    artifact = "model.gguf" if target.format == "gguf" else "model"
+    if target.adapter:
+        make = _gguf_lora
+    artifact = "model.gguf" if target.format == "gguf" and not target.adapter else "model"
     manifest = {
         "schema": 1,
         "model": this.recipe.model,
@@ -117,7 +138,9 @@ def _bundle(this: Run, order: Order) -> Path:
     }
     if order.folder != this.folder(weights):
         manifest["repair"] = repair.facts(this, target)
-    if target.format == "gguf":
+    if order.adapted:
+        source = _parts(this, order)
+    elif target.format == "gguf":
         source = [this.path / "gguf" / order.source / "model.gguf"]
     else:
         source = model.weight_files(order.folder)
@@ -158,8 +181,7 @@ def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     source = this.path / "gguf" / order.source / "model.gguf"
     ftype = order.gguf.ftype
     if ftype == "F16":
-        artifact.unlink(missing_ok=True)
-        os.link(source, artifact)
+        _link(source, artifact)
         verified: dict[str, Any] = json.loads((source.parent / "verify.json").read_text())
         return verified
     matrix = _matrix(this, order)
@@ -217,6 +239,38 @@ def _measure(this: Run, order: Order, out: Path) -> None:
     cached(f"importance matrix {order.source}", out, inputs, work)
 
 
+def _gguf_lora(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
+    """A folder of the quantized base and, for tuned, the adapter."""
+    shutil.rmtree(artifact, ignore_errors=True)
+    artifact.mkdir()
+    if not order.adapted:
+        return _gguf(this, order, artifact / "model.gguf")
+    for part in _parts(this, order):
+        _link(part, artifact / part.name)
+    exact = order.target.settings["ftype"] in gguf_settings.UNQUANTIZED and _into_original(this)
+    return _verify(order, artifact, exact=exact)
+
+
+def _parts(this: Run, order: Order) -> list[Path]:
+    """The very file that base is at this target, exported before tuned, and the adapter."""
+    base = this.path / "export" / order.target.name / "base" / "model" / "model.gguf"
+    return [base, this.path / "gguf" / "lora" / "adapter.gguf"]
+
+
+def _link(source: Path, out: Path) -> None:
+    out.unlink(missing_ok=True)
+    try:
+        out.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, out)
+
+
+def _into_original(this: Run) -> bool:
+    """Whether tuned is the base's own weights and the adapter; QLoRA's may be NF4's and it."""
+    facts = json.loads((this.path / "merged" / "merge.json").read_text())
+    return bool(facts.get("chosen", merge.ORIGINAL) == merge.ORIGINAL)
+
+
 def _onnx(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     shutil.rmtree(artifact, ignore_errors=True)
     settings = onnx.settings_of(order.target.name, order.target.settings)
@@ -249,6 +303,30 @@ def _sixteen_bit(this: Run, order: Order, out: Path) -> None:
         run.write_json(out / "verify.json", _verify(order, artifact, exact=True))
 
     cached(f"export {order.source} in 16 bits, verify", out, inputs, work)
+
+
+def _adapter(this: Run, order: Order, out: Path) -> None:
+    """The adapter as a GGUF LoRA; the logits of the 16-bit base with it are the merged model's."""
+    sixteen_bit = this.path / "gguf" / "base" / "model.gguf"
+    llama_cpp = this.recipe.export.llama_cpp
+    exact = _into_original(this)
+    inputs = {
+        "adapter": this.sha256(this.adapter_files()),
+        "base": this.sha256([sixteen_bit]),
+        "model": this.sha256(model.weight_files(order.folder)),
+        "evaluation": this.sha256([order.evaluation]),
+        "llama_cpp": llama_cpp,
+        "exact": exact,
+    }
+
+    def work(out: Path, _: Update) -> None:
+        paths = {"adapter": this.adapter, "base": this.folder("base"), "out": out / "adapter.gguf"}
+        request = {name: str(path) for name, path in paths.items()}
+        child.run("edgeft.exporters.gguf_lora", {**request, "llama_cpp": llama_cpp})
+        _link(sixteen_bit, out / "model.gguf")
+        run.write_json(out / "verify.json", _verify(order, out, exact=exact))
+
+    cached("export the adapter, verify", out, inputs, work)
 
 
 def _verify(order: Order, artifact: Path, *, exact: bool) -> dict[str, Any]:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 
 def bytes_per_token(artifact: Path) -> int:
-    """Of a GGUF file, or of a folder with an ONNX graph.
+    """Of a GGUF file, a folder with one and perhaps an adapter, or a folder with an ONNX graph.
 
     An embedding that is the output matrix too is read whole; one that is not gives a row a token.
 
     Args:
         artifact: as in a bundle.
     """
-    return _gguf(artifact) if artifact.is_file() else _onnx(artifact)
+    if artifact.is_file():
+        return _gguf(artifact)
+    parts = sorted(artifact.glob("*.gguf"))
+    return sum(map(_gguf, parts)) if parts else _onnx(artifact)
 
 
 def _gguf(path: Path) -> int:

@@ -41,10 +41,21 @@ class Sequences:
         own: tokens that one sequence may hold behind the prefix.
         outputs: rows of logits that one batch may ask for.
         threads: CPU threads.
+        adapter: a ``llama_adapter_lora *`` to apply; None: the model as it is.
+
+    Raises:
+        UserError: there is no memory for it, or the adapter is not taken.
     """
 
     def __init__(
-        self, model: Any, prefix: Sequence[int], count: int, own: int, outputs: int, threads: int
+        self,
+        model: Any,
+        prefix: Sequence[int],
+        count: int,
+        own: int,
+        outputs: int,
+        threads: int,
+        adapter: Any = None,
     ) -> None:
         self.batch_size = max(_BATCH, count)
         settings = llama.llama_context_default_params()
@@ -59,6 +70,8 @@ class Sequences:
         self._context = llama.llama_init_from_model(model, settings)
         if not self._context:
             raise UserError("llama.cpp cannot make a context: out of memory?")
+        if adapter is not None:
+            self._apply(adapter)
         self._memory = llama.llama_get_memory(self._context)
         self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         self._prefix_sequence, self._prefix = count, len(prefix)
@@ -66,6 +79,13 @@ class Sequences:
         for at in range(0, len(prefix), PIECE):
             self.feed(count, at, prefix[at : at + PIECE], 0)
             self.decode()
+
+    def _apply(self, adapter: Any) -> None:
+        adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
+        code = llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
+        if code:
+            self.close()
+            raise UserError(f"llama.cpp does not apply the adapter (code {code})")
 
     def _arrays(self) -> None:
         size = self.batch_size

@@ -1,5 +1,8 @@
 """llama.cpp, through llama-cpp-python's C bindings: GGUF files, on every CPU.
 
+An artifact is a file, or a folder of ``model.gguf`` and perhaps ``adapter.gguf``, a LoRA that is
+applied to it at full strength.
+
 One context serves one call and is as large as that call needs, so memory follows the work.
 """
 
@@ -74,10 +77,12 @@ class _Slot:
 
 
 class LlamaSession:
-    """One GGUF file; see :class:`edgeft.runtimes.Session`."""
+    """One model, with its adapter if it has one; see :class:`edgeft.runtimes.Session`."""
 
-    def __init__(self, model: Any, threads: int, context: int, parallel: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, threads: int, context: int, parallel: int, adapter: Any = None
+    ) -> None:
+        self.model, self._adapter = model, adapter
         self.vocab = llama.llama_model_get_vocab(model)
         self._vocab_size = llama.llama_vocab_n_tokens(self.vocab)
         self._threads, self._context = threads, context
@@ -87,7 +92,7 @@ class LlamaSession:
     def _sequences(
         self, prefix: Sequence[int], count: int, own: int, outputs: int
     ) -> Iterator[Sequences]:
-        sequences = Sequences(self.model, prefix, count, own, outputs, self._threads)
+        sequences = Sequences(self.model, prefix, count, own, outputs, self._threads, self._adapter)
         try:
             yield sequences
         finally:
@@ -214,7 +219,9 @@ class LlamaSession:
         return Timing(ttft, seconds)
 
     def close(self) -> None:
-        """Free the model; the session is of no use afterwards."""
+        """Free the model and the adapter; the session is of no use afterwards."""
+        if self._adapter is not None:
+            llama.llama_adapter_lora_free(self._adapter)
         llama.llama_model_free(self.model)
 
 
@@ -244,22 +251,34 @@ def open_session(artifact: Path, *, threads: int, context: int, parallel: int) -
     """Open a GGUF; the arguments are those of :func:`edgeft.runtimes.open_session`.
 
     Raises:
-        UserError: there is no such file, or llama.cpp does not open it.
+        UserError: there is no such file, llama.cpp does not open it, or the adapter beside it is
+            of another model.
     """
-    if not artifact.is_file():
-        raise UserError(f"{artifact} does not exist")
+    path, beside = artifact, None
+    if artifact.is_dir():
+        path, beside = artifact / "model.gguf", artifact / "adapter.gguf"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
     llama.llama_backend_init()
     _errors.clear()
-    model = llama.llama_model_load_from_file(
-        os.fsencode(artifact), llama.llama_model_default_params()
-    )
+    model = llama.llama_model_load_from_file(os.fsencode(path), llama.llama_model_default_params())
     if not model:
-        reason = next(
-            (e for e in _errors if "error loading model" in e), [*_errors, "no reason"][0]
-        )
-        reason = reason.rpartition("error loading model: ")[2]
-        raise UserError(f"{artifact} does not open in llama.cpp: {reason}; export it again")
-    return LlamaSession(model, thread_count(threads), context, parallel)
+        reason = _reason("error loading model: ")
+        raise UserError(f"{path} does not open in llama.cpp: {reason}; export it again")
+    adapter = None
+    if beside and beside.is_file():
+        adapter = llama.llama_adapter_lora_init(model, os.fsencode(beside))
+        if not adapter:
+            llama.llama_model_free(model)
+            reason = _reason("failed to apply lora adapter: ")
+            raise UserError(f"{beside} does not go with {path.name}: {reason}; export it again")
+    return LlamaSession(model, thread_count(threads), context, parallel, adapter)
+
+
+def _reason(mark: str) -> str:
+    """What llama.cpp said behind ``mark``, else the first thing that it said."""
+    said = next((line for line in _errors if mark in line), [*_errors, "no reason"][0])
+    return said.rpartition(mark)[2]
 
 
 def tokenize(session: LlamaSession, text: str, special: bool) -> list[int]:

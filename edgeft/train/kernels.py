@@ -61,7 +61,13 @@ class RoundedLinear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rounded: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        rounded: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
     ) -> Tensor:
         """x [..., in], rounded [out, in], a [r, in], b [out, r] -> [..., out] of rounded's dtype."""
         with torch.autocast(x.device.type, enabled=False):
