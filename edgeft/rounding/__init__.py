@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from edgeft.errors import UserError, near
 from edgeft.rounding import ggml, k_quants, legacy
+from edgeft.rounding.exact import at_once, prepared
 
 # kind: (weights in a block, weights that share a scale, float32 [that, n] -> the same)
 _KINDS: dict[str, tuple[int, int, Callable[[Tensor], Tensor]]] = {
@@ -32,8 +32,6 @@ _KINDS: dict[str, tuple[int, int, Callable[[Tensor], Tensor]]] = {
     "Q6_K": (256, 16, k_quants.six_bit),
 }
 KINDS = tuple(_KINDS)
-
-_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}  # weights: for a CPU's cache, for few launches
 
 
 def rounded(
@@ -62,23 +60,22 @@ def rounded(
         float32 [rows, columns].
 
     Raises:
-        UserError: no such kind; columns that are no multiple of its block.
+        UserError: no such kind; columns that are no multiple of its block; another dtype or shape.
     """
     if kind not in _KINDS:
         raise UserError(f"no rounding to '{kind}'{near(kind, KINDS)}")
+    weight, out = prepared(weight, out)
     block, group, function = _KINDS[kind]
     if weight.shape[1] % block:
         raise UserError(f"{kind} takes rows of a multiple of {block}, not of {weight.shape[1]}")
-    weight = weight.detach().contiguous()
-    out = torch.empty_like(weight) if out is None else out
     if library is None:
         library = weight.device.type == "cpu" and ggml.available()
     if not weight.numel():
         return out
     if library and kind != "F16":
         return ggml.rounded(weight, kind, half=half, out=out)
-    at_once = _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"])
-    blocks = max(1, at_once // max(block, group)) * max(block, group) // group
+    step = max(block, group)
+    blocks = max(step, at_once(weight) // step * step) // group
     for source, target in zip(
         weight.view(-1, group).split(blocks), out.view(-1, group).split(blocks), strict=True
     ):

@@ -5,6 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgeft.errors import UserError
+
+_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}  # weights: for a CPU's cache, for few launches
+
+
+def at_once(weight: Tensor) -> int:
+    """How many weights to work on at a time on this device."""
+    return _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"])
+
+
+def prepared(weight: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The matrix without its gradient, contiguous, and a place for the result.
+
+    Raises:
+        UserError: what is wrong with either.
+    """
+    if weight.dim() != 2 or weight.dtype != torch.float32:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise UserError(f"rounding takes float32 in 2 dimensions, not {kind} in {weight.dim()}")
+    weight = weight.detach().contiguous()
+    if out is None:
+        return weight, torch.empty_like(weight)
+    if (out.shape, out.dtype, out.device) != (weight.shape, weight.dtype, weight.device):
+        raise UserError("rounding: out is not of the weight's shape, dtype and device")
+    if not out.is_contiguous():
+        raise UserError("rounding: out is not contiguous")
+    return weight, out
+
 
 def divided(x: Tensor, by: float) -> Tensor:
     """``x / by``, rounded once: on CUDA a number as divisor becomes a product with its inverse."""

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from edgeft.errors import UserError, near
-from edgeft.rounding.exact import away, divided, folded, inverse, over
+from edgeft.rounding.exact import at_once, away, divided, folded, inverse, over, prepared
 
 ALGORITHMS = ("default", "rtn", "k_quant")
 
 _MOST = 15
-_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}  # weights: for a CPU's cache, for few launches
 
 
 def rounded_int4(
@@ -51,21 +50,20 @@ def rounded_int4(
         float32 [out features, in features].
 
     Raises:
-        UserError: an unknown algorithm or block size.
+        UserError: an unknown algorithm or block size; another dtype or shape.
     """
     if algorithm not in ALGORITHMS:
         raise UserError(f"no int4 algorithm '{algorithm}'{near(algorithm, ALGORITHMS)}")
     if block_size not in (16, 32, 64, 128, 256):
         raise UserError(f"int4 takes blocks of 16, 32, 64, 128 or 256, not of {block_size}")
-    weight = weight.detach().contiguous()
-    out = torch.empty_like(weight) if out is None else out
+    weight, out = prepared(weight, out)
+    if not weight.numel():
+        return out
     rows, columns = weight.shape
     padding = -columns % block_size
     per_row = (columns + padding) // block_size
-    at_once = _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"])
-    for source, target in zip(
-        *(t.split(max(1, at_once // columns)) for t in (weight, out)), strict=True
-    ):
+    some = max(1, at_once(weight) // columns)
+    for source, target in zip(weight.split(some), out.split(some), strict=True):
         blocks = torch.nn.functional.pad(source, (0, padding)).view(-1, block_size).t().contiguous()
         if algorithm == "default":
             done = _mlas(blocks, symmetric)
