@@ -107,7 +107,7 @@ def convert(adapter: Path, base: Path, out: Path, llama_cpp: Path | None = None)
         # Only B has the rows of the weight.
         parts = {"lora_a": a, "lora_b": layout.rows(f"{layer}.weight", b)}
         for part, matrix in parts.items():
-            if not float(np.abs(matrix).max()) <= np.finfo(np.float16).max:
+            if not float(np.abs(matrix).max()) <= float(np.finfo(np.float16).max):
                 raise UserError(f"{adapter}: {layer} has values that float16 cannot hold")
             writer.add_tensor(f"{name}.{part}", matrix.astype(np.float16))
     writer.write_header_to_file()
