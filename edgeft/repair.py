@@ -100,7 +100,7 @@ def repaired(this: Run, target: Target) -> Path:
 
     def merged(out: Path, _: Update) -> None:
         paths = {"base": tuned, "adapter": adapter, "heldout": data / "heldout.jsonl", "out": out}
-        request = {name: str(path) for name, path in paths.items()}
+        request: dict[str, Any] = {name: str(path) for name, path in paths.items()}
         request |= {"kinds": [merge.ORIGINAL], "dtype": "auto"}
         child.run("edgeft.exporters.merge", request, allocator())
 

@@ -59,7 +59,7 @@ def rounded_int4(
     weight, out = prepared(weight, out)
     if not weight.numel():
         return out
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     padding = -columns % block_size
     per_row = (columns + padding) // block_size
     some = max(1, at_once(weight) // columns)

@@ -47,9 +47,7 @@ def gguf_storage(artifact: Path, layers: int, keys: list[str]) -> dict[str, Stor
     return {key: {"ggml": kinds[place]} for key, place in found.items() if place in kinds}
 
 
-def onnx_storage(
-    folder: Path, settings: Mapping[str, Any], keys: list[str]
-) -> dict[str, Storage]:
+def onnx_storage(folder: Path, settings: Mapping[str, Any], keys: list[str]) -> dict[str, Storage]:
     """How the graph that onnxruntime-genai's builder made stores a model's matrices.
 
     Args:
@@ -63,8 +61,9 @@ def onnx_storage(
     for node in graph.node:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
-        bits = next(a.i for a in node.attribute if a.name == "bits")
-        how = {"int4": {**settings, "bits": bits}}
+        if next(a.i for a in node.attribute if a.name == "bits") != 4:
+            continue  # 8 bits lose next to nothing
+        how = {"int4": settings}
         if node.op_type == "GatherBlockQuantized":
             found["model.embed_tokens.weight"] = how
         elif match := _NODE.fullmatch(node.name):
