@@ -122,6 +122,9 @@ def train(
     track: Track = None,
     seed: Seed = None,
     set_: Set = None,
+    for_: Annotated[
+        str | None, typer.Option("--for", help="A target: see its rounding in every step.")
+    ] = None,
 ) -> None:
     """Fine-tune, and merge the adapter."""
     from edgeft import stages
@@ -131,7 +134,7 @@ def train(
         ranks.follow()
         return
     said = flags(model, task, seed, data=data, limit=limit, method=method, keep=keep, shots=shots)
-    given = recipe_of(recipe_file, said | flags(track=track), set_)
+    given = recipe_of(recipe_file, said | flags(track=track, for_=for_), set_)
     with stages.opened(out or default_out(recipe_file), given) as this:
         stages.prepare(this)
         stages.train(this)

@@ -68,6 +68,7 @@ def flags(
     adapter: Path | None = None,
     batch: int | None = None,
     data: str | None = None,
+    for_: str | None = None,
     keep: str | None = None,
     limit: int | None = None,
     llama_cpp: Path | None = None,
@@ -86,6 +87,7 @@ def flags(
         "adapter": str(adapter) if adapter else None,
         "train.method": method,
         "train.keep": keep,
+        "train.target": for_,
         "track": track,
         "export.targets": targets,
         "export.llama_cpp": str(llama_cpp) if llama_cpp else None,
@@ -107,7 +109,7 @@ def recipe_of(file: Path | None, said: dict[str, Any], overrides: list[str] | No
     settings = [f"{key}={json.dumps(value)}" for key, value in said.items()] + (overrides or [])
     path = catalog.find_recipe(file) if file else None
     given = recipe.completed(recipe.load(path, settings) if path else recipe.parse("", settings))
-    catalog.find_targets(given.export.targets)
+    catalog.find_targets([*given.export.targets, *filter(None, [given.train.target])])
     return given
 
 

@@ -15,8 +15,8 @@ from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError, near
 from edgeft.exporters import merge, onnx
+from edgeft.exporters.storage import Storage, gguf_storage, onnx_storage
 from edgeft.progress import Update
-from edgeft.rounding.storage import Storage, gguf_storage, onnx_storage
 from edgeft.stages import Run, cached
 from edgeft.train.settings import TrainSettings
 
@@ -40,6 +40,9 @@ def settings_of(target: Target) -> TrainSettings:
     """
     table = dict(target.repair or {})
     rounded = table.pop(ROUNDED, True)
+    for key in ("lora", "imatrix"):
+        if target.settings.get(key) and (rounded or key == "lora"):
+            raise UserError(f"target {target.name}: [repair] does not go with {key}")
     known = [*vars(TrainSettings()), ROUNDED]
     for key in table:
         if key not in known:

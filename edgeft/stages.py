@@ -77,6 +77,8 @@ def opened(path: Path, settings: Recipe | None = None) -> Iterator[Run]:
 
 def prepare(this: Run) -> None:
     """The base model's folder and the questions as token ids; refuses what could not be exported."""
+    from edgeft import repair
+
     place = model.source(this.recipe.model)
     if isinstance(place, Path) and place.is_file():
         cached(
@@ -90,6 +92,9 @@ def prepare(this: Run) -> None:
     for name in this.recipe.bench.devices:
         open_transport(catalog.find_device(name))
     exporters.check_supported(base, targets, checkout(this))
+    for target in targets:
+        if target.repair is not None:
+            repair.settings_of(target)
     if this.recipe.adapter:
         merge.check_adapter(this.adapter, this.recipe.model, this.weights_id("base"))
     gguf_lora.check_supported(targets, this.recipe, this.adapter if this.recipe.adapter else None)

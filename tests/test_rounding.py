@@ -76,7 +76,9 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_torch_rounds_as_llama_cpp(matrices: dict[str, torch.Tensor], name: str, kind: str) -> None:
     weight = matrices[name]
     expected = rounding.rounded(weight, kind, library=True)
-    assert same(rounding.rounded(weight, kind, library=False), expected)
+    ours = rounding.rounded(weight, kind, library=False)
+    # Of weights without a scale the two may write the other zero.
+    assert torch.equal(ours, expected) if name == "edges" else same(ours, expected)
     assert not same(weight, expected) or kind == "F16"
 
 
@@ -227,11 +229,16 @@ def test_int4_is_what_the_builder_writes(
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    assert len(weights) == 2 * 7 + 1 == len(linear)
-    for name, matrix in linear.items():
+    ours = {name: rounded_int4(matrix, algorithm=algorithm) for name, matrix in linear.items()}
+    for layer in range(2):  # the builder packs these three into one
+        place = f"model.layers.{layer}.self_attn."
+        packed = torch.cat([ours.pop(f"{place}{part}_proj") for part in "qkv"])
+        ours[f"{place}qkv_proj"] = packed
+    assert len(weights) == 2 * 5 + 1 == len(ours)
+    for name, matrix in ours.items():
         end = name.removeprefix("model.").replace("self_attn", "attn").replace(".", "/")
         (found,) = [w for node, w in weights.items() if f"{end}/" in node]
-        np.testing.assert_array_equal(rounded_int4(matrix, algorithm=algorithm).numpy(), found)
+        np.testing.assert_array_equal(matrix.numpy(), found)
     assert any("embed" in name for name in dense) is not tied
 
 

@@ -73,6 +73,8 @@ def settings_of(target: str, table: Mapping[str, Any]) -> GgufSettings:
     for key in table:
         if key not in known:
             raise UserError(f"target {target}: unknown key 'gguf.{key}'{near(key, known)}")
+    if "ftype" not in table:
+        raise UserError(f'target {target}: gguf.ftype is missing, such as ftype = "Q4_0"')
     try:
         return GgufSettings(**table)
     except UserError as error:

@@ -14,12 +14,21 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from edgeft.errors import UserError
-from edgeft.rounding.storage import Storage, stored
+from edgeft.exporters.storage import Storage
+from edgeft.rounding import rounded
+from edgeft.rounding.onnx_int4 import rounded_int4
 from edgeft.train.fast import is_plain
 from edgeft.train.kernels import RoundedLinear
 
 Plan = Mapping[str, Storage]  # a parameter's name in the base, and how the target stores it
 _ADAPTED = "base_model.model."  # what PEFT puts in front of the base's names
+
+
+def stored(weight: Tensor, how: Storage) -> Tensor:
+    """``weight``, float32 [rows, columns], as it is read back from the file: float32, same shape."""
+    if "ggml" in how:  # a GGUF is quantized from one in float16
+        return rounded(weight, how["ggml"], half=True)
+    return rounded_int4(weight, **how["int4"])
 
 
 class _Rounded:

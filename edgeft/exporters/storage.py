@@ -1,31 +1,17 @@
-"""How an exported file stores each matrix, and what that leaves of the weights."""
+"""How an exported file stores each matrix, by the model's own names. Light: no torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 # {"ggml": "Q4_0"}, or {"int4": the settings that a target's [onnx] table has}
 Storage = Mapping[str, Any]
 _NODE = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)_proj/MatMul_Q(\d)")
 _PLACES = {"attn": "self_attn", "mlp": "mlp"}
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-
-
-def stored(weight: Tensor, how: Storage) -> Tensor:
-    """``weight``, float32 [rows, columns], as it is read back from the file: float32, same shape."""
-    from edgeft.rounding import rounded
-
-    if "ggml" in how:  # a GGUF is quantized from one in float16
-        return rounded(weight, how["ggml"], half=True)
-    from edgeft.rounding.onnx_int4 import rounded_int4
-
-    return rounded_int4(weight, **how["int4"])
 
 
 def gguf_storage(artifact: Path, layers: int, keys: list[str]) -> dict[str, Storage]:
