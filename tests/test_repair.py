@@ -20,7 +20,7 @@ from edgeft.train.kernels import RoundedLinear
 from edgeft.train.rounded import stored
 from edgeft.train.settings import TrainSettings
 
-FEW = "task.train=32 task.heldout=4 task.evaluation=4 task.unseen=0 train.max_steps=2".split()
+FEW = ["task.train=32", "task.heldout=4", "task.evaluation=4", "task.unseen=0", "train.max_steps=2"]
 REPAIR = """
 [repair]
 max_steps = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def test_int4_is_what_the_builder_writes(
         ours[f"{place}qkv_proj"] = packed
     assert len(weights) == 2 * 5 + 1 == len(ours)
     for name, matrix in ours.items():
-        end = name.removeprefix("model.").replace("self_attn", "attn").replace(".", "/")
+        end = re.sub(r"\.(?=[a-z])", "/", name.replace("self_attn", "attn"))
         (found,) = [w for node, w in weights.items() if f"{end}/" in node]
         np.testing.assert_array_equal(matrix.numpy(), found)
     assert any("embed" in name for name in dense) is not tied
