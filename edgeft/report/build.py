@@ -141,6 +141,7 @@ def build(run: Path, limits: Limits | None = None) -> Report:
                 differences=_differences(questions, _group(on_host[1]), _group(tuned)),
                 not_measured=unmeasured,
                 same_as_local=_same(run, target, _group(tuned)) if device != LOCAL else None,
+                repair=manifest.get("repair"),
             )
         )
         groups += [
@@ -218,6 +219,7 @@ def _variant_json(variant: Variant) -> Facts:
         "not_measured": variant.not_measured,
         "same_as_local": variant.same_as_local,
         "verify": variant.verify,
+        "repair": variant.repair,
         "differences": [asdict(d) for d in variant.differences],
     }
 

@@ -44,6 +44,12 @@ def remarks(report: Report) -> list[str]:
         names = [place(v, report.variants) for v in report.variants if v.lost_after == after]
         kept = "the host" if after == "host" else f"{after}, which still survives"
         said.append(f"{', '.join(names)}: the loss comes after {kept}.")
+    for target, facts in {v.target: v.repair for v in report.variants if v.repair}.items():
+        how = "seeing its rounding" if facts["rounded"] else "as before"
+        said.append(
+            f"{target} has weights of its own, trained {facts['steps']} steps further {how}: they "
+            "are for this file and no other."
+        )
     for name in dict.fromkeys(v.device for v in report.variants):
         counts = {v.survival.here.tuned.n for v in report.variants if v.device == name}
         if min(counts) < report.host.tuned.n:

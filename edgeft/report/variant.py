@@ -40,6 +40,7 @@ class Variant:
             None if it was not scored here.
         verify: the export's checks, as in the manifest; None without a bundle.
         differences: some of the questions answered differently, those that cost accuracy first.
+        repair: how its own weights were trained further, as in the manifest; None: they were not.
     """
 
     target: str
@@ -53,6 +54,7 @@ class Variant:
     differences: list[Difference]
     not_measured: str | None = None
     same_as_local: tuple[int, int] | None = None
+    repair: Facts | None = None
 
 
 def place(variant: Variant, variants: Iterable[Variant]) -> str:
