@@ -83,5 +83,11 @@ def test_the_shipped_targets() -> None:
     for name, target in catalog.targets().items():
         if target.format == "gguf":
             settings = gguf_settings.settings_of(name, target.settings)
-            assert settings.imatrix is name.endswith("-imatrix")
-            assert name == f"gguf-{settings.ftype.lower()}{'-imatrix' * bool(settings.imatrix)}"
+            kinds = {
+                "-imatrix": settings.imatrix,
+                "+lora": settings.lora,
+                "-repaired": target.repair is not None,
+            }
+            assert set(kinds.values()) <= {True, False}
+            said = "".join(kind for kind, is_so in kinds.items() if is_so)
+            assert name == f"gguf-{settings.ftype.lower()}{said}"
