@@ -37,6 +37,11 @@ class Target:
         """Whether it ships the base with an adapter, which not every run has."""
         return self.settings.get("lora") is True
 
+    @property
+    def plain(self) -> bool:
+        """Whether any run has it at once: without an adapter, further training or measuring."""
+        return not self.adapter and self.repair is None and "auto" not in self.settings
+
 
 @dataclass(frozen=True)
 class Device:
@@ -109,8 +114,8 @@ def devices() -> dict[str, Device]:
     return {name: _device(path, paths) for name, path in paths.items()}
 
 
-def find_targets(names: list[str]) -> list[Target]:
-    """The targets of those names; the name of a format stands for all that any run can have.
+def find_targets(names: list[str], *, every: bool = False) -> list[Target]:
+    """The targets of those names; the name of a format stands for all plain ones (or for ``every``).
 
     Raises:
         UserError: there is no such target.
@@ -120,7 +125,7 @@ def find_targets(names: list[str]) -> list[Target]:
     found: dict[str, Target] = {}
     for name in names:
         if name in formats:
-            found |= {n: t for n, t in known.items() if t.format == name and not t.adapter}
+            found |= {n: t for n, t in known.items() if t.format == name and (every or t.plain)}
         elif name in known:
             found[name] = known[name]
         else:

@@ -246,9 +246,9 @@ def bench(
     with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)
-        names = [one.name for one in catalog.find_targets(target)] if target else None
+        names = [one.name for one in catalog.find_targets(target or [], every=True)]
         devices = device or this.recipe.bench.devices
-        failed = benching.bench_devices(this, devices, said, names)
+        failed = benching.bench_devices(this, devices, said, names or None)
         _report(this.path, as_json, asked)
         if llama_bench_json:
             llama_bench.write(this.path, llama_bench_json)

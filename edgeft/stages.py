@@ -146,11 +146,15 @@ def train(this: Run) -> None:
     tracker = training.tracker(this.recipe.track, this.path)
     data = this.path / "data"
     facts = training_facts(this)
-    plan = (
-        repair.plan_of(this, catalog.find_targets([settings.target])[0])
-        if settings.target
-        else None
-    )
+    plan = None
+    if settings.target:
+        [target] = catalog.find_targets([settings.target])
+        if "auto" in target.settings:
+            raise UserError(
+                f"{target.name} chooses types by the tuned weights: train without --for, then "
+                "repair a target with its table and a table [repair]"
+            )
+        plan = repair.plan_of(this, target)
     said = {k: v for k, v in asdict(settings).items() if (k, v) != ("target", None)}
     inputs = {
         "base": this.weights_id("base"),
@@ -266,9 +270,11 @@ def bench_general(this: Run) -> None:
     for weights in WEIGHTS:
         cached(
             f"general questions, {weights}",
-            this.path / "bench" / "general" / weights,
+            this.path / "bench" / "general" / HOST / weights,
             {"made_from": this.weights_id(weights), "items": this.sha256([items])},
-            lambda out, _, weights=weights: bench.general(this.folder(weights), items, out),
+            lambda out, _, weights=weights: bench.general(
+                "transformers", this.folder(weights), items, out
+            ),
         )
 
 

@@ -54,7 +54,7 @@ def test_the_set_is_sound() -> None:
 def test_likelihoods_are_the_models(tiny: Path, items: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    bench.general(tiny, items, tmp_path)
+    bench.general("transformers", tiny, items, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "general.jsonl").read_text().splitlines()]
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     for row, item in list(zip(rows, prompts.read_items(items), strict=True))[:7]:
@@ -69,11 +69,11 @@ def test_likelihoods_are_the_models(tiny: Path, items: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_forgetting_is_seen(tiny: Path, items: Path, tmp_path: Path) -> None:
     for weights, folder in (("base", tiny), ("tuned", damaged(tiny, tmp_path / "damaged"))):
-        out = tmp_path / "bench" / "general" / weights
+        out = tmp_path / "bench" / "general" / "host" / weights
         assert forgetting(tmp_path) is None
         out.mkdir(parents=True)
-        bench.general(folder, items, out)
-        for kind in ("general", "host"):
+        bench.general("transformers", folder, items, out)
+        for kind in ("general/host", "host"):
             mark = tmp_path / "bench" / kind / weights / "stage.json"
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(json.dumps({"made_from": weights}))
@@ -85,7 +85,7 @@ def test_forgetting_is_seen(tiny: Path, items: Path, tmp_path: Path) -> None:
     assert "forgetting is visible" in sentence(found)
     (tmp_path / "bench" / "host" / "tuned" / "stage.json").write_text('{"made_from": "later"}')
     assert forgetting(tmp_path) is None  # scores of weights that are no longer the run's
-    base = tmp_path / "bench" / "general" / "base" / "general.jsonl"
+    base = tmp_path / "bench" / "general" / "host" / "base" / "general.jsonl"
     rows = [json.loads(line) for line in base.read_text().splitlines()]
     same = compare(rows, rows)
     assert same.nll_change == 0 and same.nll_change_ci == (0, 0)

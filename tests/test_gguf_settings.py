@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gguf import GGUFWriter
 
-from edgeft import catalog, exporters
+from edgeft import catalog, exporters, rounding
 from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import gguf_settings, imatrix
@@ -34,6 +34,16 @@ def targets(table: Mapping[str, Any]) -> list[Target]:
         ({"types": {"fnn_down": "Q6_K"}}, "'fnn_down' is in no tensor's name; did you mean 'ffn_d"),
         ({"ftype": "F16", "imatrix": True}, "gguf.imatrix: nothing is quantized with ftype F16"),
         ({"ftype": "IQ2_XS"}, "IQ2_XS needs an importance matrix: imatrix = true"),
+        ({"auto": 1.03}, "gguf.auto: 1.03 is not a table"),
+        ({"auto": {}}, "gguf.auto wants one budget: max_size, max_mb, min_tok_s"),
+        ({"auto": {"max_size": 2, "max_mb": 9}}, "gguf.auto wants one budget"),
+        ({"auto": {"max_size": 0}}, "gguf.auto.max_size: 0 is not a number above 0"),
+        ({"auto": {"max_mb": "9"}}, "gguf.auto.max_mb: '9' is not a number above 0"),
+        ({"auto": {"max_sise": 2}}, "unknown key 'gguf.auto.max_sise'; did you mean 'max_size'"),
+        ({"auto": {"max_size": 2, "types": ["Q5_9"]}}, "unknown type 'Q5_9'; did you mean 'Q5_0'"),
+        ({"auto": {"max_size": 2, "types": []}}, r"gguf.auto.types: \[\] is not a list of types"),
+        ({"auto": {"max_size": 2}, "lora": True}, "gguf.auto does not go with types or lora"),
+        ({"ftype": "F16", "auto": {"max_size": 2}}, "gguf.auto: nothing is quantized"),
         ({"types": {"ffn_up": "IQ3_XXS"}}, "IQ3_XXS needs an importance matrix"),
     ],
 )
@@ -90,4 +100,18 @@ def test_the_shipped_targets() -> None:
             }
             assert set(kinds.values()) <= {True, False}
             said = "".join(kind for kind, is_so in kinds.items() if is_so)
-            assert name == f"gguf-{settings.ftype.lower()}{said}"
+            assert name == (
+                "gguf-auto" if settings.auto else f"gguf-{settings.ftype.lower()}{said}"
+            )
+
+
+def test_a_formats_name_stands_for_what_any_run_has_at_once() -> None:
+    names = {target.name for target in catalog.find_targets(["gguf", "onnx"])}
+    assert {"gguf-q4_0", "gguf-q4_0-imatrix", "onnx-int4"} <= names
+    assert not {"gguf-auto", "gguf-q4_0-repaired", "gguf-q4_0+lora", "onnx-int4-repaired"} & names
+    every = {target.name for target in catalog.find_targets(["gguf"], every=True)}
+    assert {"gguf-auto", "gguf-q4_0-repaired", "gguf-q4_0+lora"} <= every
+
+
+def test_what_auto_measures_can_be_rounded() -> None:
+    assert set(gguf_settings.MEASURED) == set(rounding.KINDS)

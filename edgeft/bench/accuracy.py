@@ -50,8 +50,8 @@ def accuracy(
             return
         request = {"scored": list(scored), "answered": list(done), "limit": limit}
         right = sum(row["correct"] for row in done.values())
-        with _appending(results) as keep, _appending(scores) as keep_score:
-            for event in place.call("edgeft.bench.worker", job, request, _env(job)):
+        with appending(results) as keep, appending(scores) as keep_score:
+            for event in place.call("edgeft.bench.worker", job, request, environment(job.runtime)):
                 kind = event.pop("event")
                 if kind == "score":
                     scored[event["id"]] = event
@@ -74,8 +74,9 @@ def accuracy(
     scores.unlink(missing_ok=True)
 
 
-def _env(job: Job) -> dict[str, str]:
-    if job.runtime == "transformers":
+def environment(runtime: str) -> dict[str, str]:
+    """Environment variables with which a child scores in this runtime."""
+    if runtime == "transformers":
         return allocator()
     # Threads that wait spin only briefly: as fast on an idle machine, several times as fast on one
     # that does other work too. Answers are the same; latency is timed without this.
@@ -95,7 +96,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 @contextmanager
-def _appending(path: Path) -> Iterator[Callable[[Row], None]]:
+def appending(path: Path) -> Iterator[Callable[[Row], None]]:
     """Each row is one write, so a kill leaves at most one half line, at the end."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 

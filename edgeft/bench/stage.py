@@ -18,7 +18,7 @@ from edgeft.progress import Update, say
 from edgeft.stages import Run, bundles, cached
 from edgeft.transports import ConnectionLost, Transport, open_transport, patiently
 
-AUTO = "auto"
+AUTO, LOCAL = "auto", "local"
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def bench_device(this: Run, there: There, targets: list[str] | None = None) -> N
         timed = bundle.name == "tuned"  # base has the same shape and bytes
         try:
             done |= bench_bundle(bundle, out, this.recipe.bench, there, timed=timed)
+            if there.device.name == LOCAL:
+                _bench_general(this, bundle)
         except ConnectionLost:
             raise
         except UserError as error:
@@ -113,6 +115,22 @@ def bench_device(this: Run, there: There, targets: list[str] | None = None) -> N
         run.write_json(place / "machine.json", facts)
     if failed:
         raise failed
+
+
+def _bench_general(this: Run, bundle: Path) -> None:
+    """Likelihoods of the general questions, where the file is."""
+    items = this.path / "data" / "general.jsonl"
+    if not items.is_file():  # made before there were any
+        return
+    target, weights = bundle.parent.name, bundle.name
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    inputs = {"manifest": run.sha256(bundle / "manifest.json"), "items": this.sha256([items])}
+
+    def work(out: Path, _: Update) -> None:
+        bench.general(manifest["runtime"], bundle / manifest["artifact"], items, out)
+
+    out = this.path / "bench" / "general" / target / weights
+    cached(f"general questions, {target} {weights}", out, inputs, work)
 
 
 def _stale(this: Run, bundle: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,6 +20,46 @@ TYPES = (
 _NEED_MATRIX = re.compile("IQ1_.*|IQ2_.*|IQ3_XX?S|Q2_K_S")
 
 
+# Whose rounding :mod:`edgeft.rounding` has, so that its harm can be measured.
+MEASURED = (
+    *("F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+BUDGETS = ("max_size", "max_mb", "min_tok_s")
+
+
+@dataclass(frozen=True)
+class AutoSettings:
+    """A budget under which every group of tensors gets the type that pays; one of three.
+
+    Attributes:
+        max_size: of the file, times that of the one with ``ftype`` alone.
+        max_mb: of the file, 10^6 bytes.
+        min_tok_s: of the decode speed of one stream, on this machine and every core of it.
+        types: what a group may get, by ggml's names.
+    """
+
+    max_size: float | None = None
+    max_mb: float | None = None
+    min_tok_s: float | None = None
+    types: Sequence[str] = ("Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise UserError(f"gguf.auto wants one budget: {', '.join(BUDGETS)}")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise UserError(f"gguf.auto.{name}: {value!r} is not a number above 0")
+        if not isinstance(self.types, list | tuple) or not self.types:
+            raise UserError(f"gguf.auto.types: {self.types!r} is not a list of types")
+        for kind in self.types:
+            if kind not in MEASURED:
+                raise UserError(
+                    f"gguf.auto.types: unknown type {kind!r}{near(str(kind), MEASURED)}"
+                )
+
+
 @dataclass(frozen=True)
 class GgufSettings:
     """How the 16-bit GGUF is quantized.
@@ -31,6 +71,7 @@ class GgufSettings:
             False, none.
         types: a regular expression, searched for in a tensor's name (``blk.0.ffn_down.weight``),
             to the tensor's ggml type, such as ``Q6_K``; the first that is found counts.
+        auto: such types are found by measuring; see :mod:`edgeft.exporters.auto`.
         lora: the base is quantized, and the adapter stays beside it instead of being merged.
     """
 
@@ -38,6 +79,7 @@ class GgufSettings:
     imatrix: bool | str = False
     types: Mapping[str, str] = field(default_factory=dict)
     lora: bool = False
+    auto: AutoSettings | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.ftype, str):
@@ -55,7 +97,9 @@ class GgufSettings:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"gguf.types: {pattern!r}: {error}") from error
-        for key in ("imatrix", "types"):
+        if self.auto and (self.types or self.lora):
+            raise UserError("gguf.auto does not go with types or lora")
+        for key in ("imatrix", "types", "auto"):
             if self.ftype in UNQUANTIZED and getattr(self, key):
                 raise UserError(f"gguf.{key}: nothing is quantized with ftype {self.ftype}")
         for kind in (self.ftype, *self.types.values()):
@@ -69,16 +113,25 @@ def settings_of(target: str, table: Mapping[str, Any]) -> GgufSettings:
     Raises:
         UserError: an unknown key or value; the target is named.
     """
-    known = [one.name for one in fields(GgufSettings)]
-    for key in table:
-        if key not in known:
-            raise UserError(f"target {target}: unknown key 'gguf.{key}'{near(key, known)}")
-    if "ftype" not in table:
-        raise UserError(f'target {target}: gguf.ftype is missing, such as ftype = "Q4_0"')
     try:
+        _check_keys(table, GgufSettings, "gguf")
+        if "ftype" not in table:
+            raise UserError('gguf.ftype is missing, such as ftype = "Q4_0"')
+        if isinstance(auto := table.get("auto"), Mapping):
+            _check_keys(auto, AutoSettings, "gguf.auto")
+            table = {**table, "auto": AutoSettings(**auto)}
+        elif auto is not None:
+            raise UserError(f"gguf.auto: {auto!r} is not a table, such as {{max_size = 1.03}}")
         return GgufSettings(**table)
     except UserError as error:
         raise UserError(f"target {target}: {error}") from error
+
+
+def _check_keys(table: Mapping[str, Any], kind: type, name: str) -> None:
+    known = [one.name for one in fields(kind)]
+    for key in table:
+        if key not in known:
+            raise UserError(f"unknown key '{name}.{key}'{near(key, known)}")
 
 
 def check_types(types: Mapping[str, str], tensors: Iterable[str]) -> None:

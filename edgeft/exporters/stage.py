@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgeft.allocator import allocator
 from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import (
+    auto,
     check_supported,
     gguf_lora,
     gguf_settings,
@@ -37,6 +38,7 @@ class Order:
         evaluation: the questions as token ids.
         stop: ids that end a completion.
         source: the folder in ``gguf/`` with these weights in 16 bits.
+        auto: what :func:`edgeft.exporters.auto.choose` returned, if the target asks for it.
     """
 
     target: Target
@@ -45,6 +47,12 @@ class Order:
     source: str
     evaluation: Path
     stop: list[int]
+    auto: dict[str, Any] | None = None
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of a GGUF target: given, or chosen."""
+        return dict(self.auto["types"] if self.auto else self.gguf.types)
 
     @property
     def gguf(self) -> GgufSettings:
@@ -91,6 +99,8 @@ def bundle_of(this: Run, target: Target, weights: str) -> Path:
 def _export(this: Run, target: Target, weights: str, ready: set[Path]) -> Path:
     """``ready``: what several targets are made of (16-bit GGUF, importance matrix), once done."""
     order = _order(this, target, weights)
+    if target.format == "gguf" and order.gguf.auto:
+        order = _with_types(this, order, ready)
     if order.adapted:
         needed = {this.path / "gguf" / "lora": _adapter}
     elif target.format == "gguf":
@@ -113,6 +123,19 @@ def _order(this: Run, target: Target, weights: str) -> Order:
     folder = repair.repaired(this, target) if own else this.folder(weights)
     source = target.name if own else weights
     return Order(target, weights, folder, source, data / "evaluation.jsonl", stop)
+
+
+def _with_types(this: Run, order: Order, ready: set[Path]) -> Order:
+    """The order with the types that were chosen by the tuned weights, for base and tuned alike."""
+    if not this.folder("tuned").is_dir():
+        raise UserError(f"{order.target.name} chooses types by the tuned weights: train first")
+    tuned = _order(this, replace(order.target, repair=None), "tuned")
+    place = this.path / "gguf" / tuned.source
+    if place not in ready:
+        _sixteen_bit(this, tuned, place)
+        ready.add(place)
+    name, source = order.target.name, place / "model.gguf"
+    return replace(order, auto=auto.choose(this, name, order.gguf, tuned.folder, source))
 
 
 def _bundle(this: Run, order: Order) -> Path:
@@ -138,6 +161,8 @@ def _bundle(this: Run, order: Order) -> Path:
     }
     if order.folder != this.folder(weights):
         manifest["repair"] = repair.facts(this, target)
+    if order.auto:
+        manifest["auto"] = {name: order.auto[name] for name in ("groups", "loss")}
     if order.adapted:
         source = _parts(this, order)
     elif target.format == "gguf":
@@ -190,7 +215,7 @@ def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
         "out": str(artifact),
         "ftype": ftype,
         "imatrix": str(matrix) if matrix else None,
-        "types": dict(order.gguf.types),
+        "types": order.types,
     }
     child.run("edgeft.exporters.quantize", request)
     return _verify(order, artifact, exact=ftype in gguf_settings.UNQUANTIZED)
@@ -201,8 +226,8 @@ def _gguf_inputs(this: Run, order: Order) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     if matrix := _matrix(this, order):
         inputs["imatrix"] = this.sha256([matrix])
-    if order.gguf.types:  # their order counts, which the settings' fingerprint does not see
-        inputs["types"] = list(order.gguf.types)
+    if order.types:  # their order counts, which the settings' fingerprint does not see
+        inputs["types"] = list(order.types.items()) if order.auto else list(order.types)
     return inputs
 
 

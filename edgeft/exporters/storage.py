@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ _PLACES = {"attn": "self_attn", "mlp": "mlp"}
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def gguf_storage(artifact: Path, layers: int, keys: list[str]) -> dict[str, Storage]:
-    """How a GGUF file stores a model's matrices.
+def gguf_tensors(artifact: Path, layers: int, keys: Iterable[str]) -> dict[str, Any]:
+    """The tensors of a GGUF file that hold a model's matrices: ``gguf.gguf_reader.ReaderTensor``.
 
     Args:
         keys: the model's own names of them; those that the file has no place for are left out.
@@ -28,9 +28,15 @@ def gguf_storage(artifact: Path, layers: int, keys: list[str]) -> dict[str, Stor
     name = field.contents()
     arch = next(a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
     names = gguf.get_tensor_name_map(arch, layers)
-    kinds = {t.name: t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
+    tensors = {t.name: t for t in reader.tensors if len(t.shape) > 1}
     found = {key: names.get_name(key, try_suffixes=(".weight",)) for key in keys}
-    return {key: {"ggml": kinds[place]} for key, place in found.items() if place in kinds}
+    return {key: tensors[place] for key, place in found.items() if place in tensors}
+
+
+def gguf_storage(artifact: Path, layers: int, keys: list[str]) -> dict[str, Storage]:
+    """How a GGUF file stores a model's matrices; see :func:`gguf_tensors`."""
+    tensors = gguf_tensors(artifact, layers, keys)
+    return {key: {"ggml": tensor.tensor_type.name} for key, tensor in tensors.items()}
 
 
 def onnx_storage(folder: Path, settings: Mapping[str, Any], keys: list[str]) -> dict[str, Storage]:
@@ -38,7 +44,7 @@ def onnx_storage(folder: Path, settings: Mapping[str, Any], keys: list[str]) -> 
 
     Args:
         settings: of :class:`edgeft.exporters.onnx.OnnxSettings`, those that decide the rounding.
-        keys: as in :func:`gguf_storage`.
+        keys: as in :func:`gguf_tensors`.
     """
     import onnx
 

@@ -142,6 +142,8 @@ def build(run: Path, limits: Limits | None = None) -> Report:
                 not_measured=unmeasured,
                 same_as_local=_same(run, target, _group(tuned)) if device != LOCAL else None,
                 repair=manifest.get("repair"),
+                auto=manifest.get("auto"),
+                general=forgetting(run, target) if device == LOCAL else None,
             )
         )
         groups += [
@@ -220,6 +222,8 @@ def _variant_json(variant: Variant) -> Facts:
         "same_as_local": variant.same_as_local,
         "verify": variant.verify,
         "repair": variant.repair,
+        "auto": variant.auto,
+        "general": asdict(variant.general) if variant.general else None,
         "differences": [asdict(d) for d in variant.differences],
     }
 

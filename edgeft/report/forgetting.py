@@ -46,23 +46,25 @@ class Forgetting:
     accuracy_change_ci: Interval
 
 
-def forgetting(run: Path) -> Forgetting | None:
-    """From ``bench/general/<weights>``; None where these weights were not scored.
+def forgetting(run: Path, target: str | None = None) -> Forgetting | None:
+    """On the host, or at a target on this machine; None where these weights were not scored.
 
     Raises:
         UserError: the scores are damaged.
     """
+    place, same = ("host", "made_from") if target is None else (target, "manifest")
+    other = Path("host") if target is None else Path("local", target)
     rows = []
     for weights in ("base", "tuned"):
-        folder = run / "bench" / "general" / weights
+        folder = run / "bench" / "general" / place / weights
         if not (folder / FILE).is_file():
             return None
         try:
             marks = [
-                json.loads((run / "bench" / kind / weights / "stage.json").read_text())
-                for kind in ("general", "host")
+                json.loads((path / "stage.json").read_text())
+                for path in (folder, run / "bench" / other / weights)
             ]
-            if marks[0].get("made_from") != marks[1].get("made_from"):
+            if marks[0].get(same) != marks[1].get(same):
                 return None
             rows.append([json.loads(line) for line in (folder / FILE).read_text().splitlines()])
         except (OSError, ValueError) as error:

@@ -50,6 +50,13 @@ def remarks(report: Report) -> list[str]:
             f"{target} has weights of its own, trained {facts['steps']} steps further {how}: they "
             "are for this file and no other."
         )
+    for target, facts in {v.target: v.auto for v in report.variants if v.auto}.items():
+        loss, groups = facts["loss"], facts["groups"]
+        said.append(
+            f"{target} has types chosen by measuring: held-out loss {loss['ftype']:.3f} -> "
+            f"{loss['measured']:.3f} nats a token (predicted {loss['predicted']:.3f}); "
+            f"{', '.join(f'{group} {kind}' for group, kind in groups.items()) or 'none'}."
+        )
     for name in dict.fromkeys(v.device for v in report.variants):
         counts = {v.survival.here.tuned.n for v in report.variants if v.device == name}
         if min(counts) < report.host.tuned.n:
@@ -67,6 +74,7 @@ def tables(report: Report) -> list[Table]:
     found = [accuracy(report), retention(report)]
     found += [device(report, name) for name in dict.fromkeys(v.device for v in report.variants)]
     found += [likelihood(report), latency(report), memory_limit(report)]
+    found.append(general(report))
     found += [group(report, name) for name in dict.fromkeys(g.group for g in report.groups)]
     found += [reading(report), training(report), verification(report), facts(report)]
     return [table for table in found if table.rows]
@@ -98,6 +106,31 @@ def likelihood(report: Report) -> Table:
         "accuracy does.",
         ["", "base", "tuned"],
         rows,
+    )
+
+
+def general(report: Report) -> Table:
+    """What fine-tuning did to general questions on the host and at each target."""
+    places = [(place(v, report.variants), v.general) for v in report.variants]
+    rows = [
+        [
+            name,
+            f"{found.nll_change:+.2f} ({found.nll_change_ci[0]:+.2f} to "
+            f"{found.nll_change_ci[1]:+.2f})",
+            f"{found.base.nll:.2f}",
+            f"{found.tuned.nll:.2f}",
+            percent(found.base.accuracy),
+            percent(found.tuned.accuracy),
+        ]
+        for name, found in [("host", report.forgetting), *places]
+        if found
+    ]
+    return Table(
+        "General questions",
+        "Questions without mathematics: nats a token that the right answer costs, tuned minus "
+        "base with a paired 95% interval, and how often it is the likeliest.",
+        ["", "change", "base", "tuned", "base right", "tuned right"],
+        rows if len(rows) > 1 else [],
     )
 
 

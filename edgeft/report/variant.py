@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeft.report.forgetting import Forgetting
 from edgeft.survival import Survival
 
 Facts = dict[str, Any]
@@ -40,6 +41,9 @@ class Variant:
             None if it was not scored here.
         verify: the export's checks, as in the manifest; None without a bundle.
         differences: some of the questions answered differently, those that cost accuracy first.
+        general: tuned against base on general questions at this target; None where they were not
+            scored.
+        auto: the types chosen by measuring, as in the manifest; None: none were.
         repair: how its own weights were trained further, as in the manifest; None: they were not.
     """
 
@@ -55,6 +59,8 @@ class Variant:
     not_measured: str | None = None
     same_as_local: tuple[int, int] | None = None
     repair: Facts | None = None
+    auto: Facts | None = None
+    general: Forgetting | None = None
 
 
 def place(variant: Variant, variants: Iterable[Variant]) -> str:

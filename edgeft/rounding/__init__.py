@@ -34,6 +34,11 @@ _KINDS: dict[str, tuple[int, int, Callable[[Tensor], Tensor]]] = {
 KINDS = tuple(_KINDS)
 
 
+def block_size(kind: str) -> int:
+    """How many weights of a row make a block of one of :data:`KINDS`."""
+    return _KINDS[kind][0]
+
+
 def rounded(
     weight: Tensor,
     kind: str,

@@ -199,22 +199,21 @@ class LlamaSession:
                     at += wanted
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
-        """One stream, as llama-bench does it: pseudo-random ids, and the most likely token."""
+        """One stream, as llama-bench does it: pseudo-random ids, behind a warm-up in this context."""
         check_fits([range(prompt_tokens)], new_tokens, self._context)
         prompt = np.random.default_rng(0).integers(0, self._vocab_size, prompt_tokens).tolist()
         seconds = []
         with self._sequences([], 1, prompt_tokens + new_tokens, 1) as sequences:
+            first = prompt[: sequences.batch_size]
+            _prefill(sequences, first)  # the context's memory is touched for the first time
+            _decode(sequences, len(first), first[-1])
+            sequences.begin(0)
             start = time.perf_counter()
-            for at in range(0, prompt_tokens, sequences.batch_size):
-                part = prompt[at : at + sequences.batch_size]
-                sequences.feed(0, at, part, int(at + len(part) == prompt_tokens))
-                logits = sequences.decode()
-            token = int(logits[0].argmax())
+            token = _prefill(sequences, prompt)
             ttft = time.perf_counter() - start
             for position in range(prompt_tokens, prompt_tokens + new_tokens - 1):
                 start = time.perf_counter()
-                sequences.feed(0, position, [token], 1)
-                token = int(sequences.decode()[0].argmax())
+                token = _decode(sequences, position, token)
                 seconds.append(time.perf_counter() - start)
         return Timing(ttft, seconds)
 
@@ -223,6 +222,21 @@ class LlamaSession:
         if self._adapter is not None:
             llama.llama_adapter_lora_free(self._adapter)
         llama.llama_model_free(self.model)
+
+
+def _prefill(sequences: Sequences, prompt: Sequence[int]) -> int:
+    """Compute a prompt alone, in whole batches; the most likely next token."""
+    for at in range(0, len(prompt), sequences.batch_size):
+        part = prompt[at : at + sequences.batch_size]
+        sequences.feed(0, at, part, int(at + len(part) == len(prompt)))
+        logits = sequences.decode()
+    return int(logits[0].argmax())
+
+
+def _decode(sequences: Sequences, position: int, token: int) -> int:
+    """Compute one token; the most likely next one."""
+    sequences.feed(0, position, [token], 1)
+    return int(sequences.decode()[0].argmax())
 
 
 def _free(slots: dict[int, _Slot], count: int, waiting: deque[int]) -> list[int]:

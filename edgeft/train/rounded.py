@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def round_like(model: Any, base: Path, plan: Plan) -> None:
     Raises:
         UserError: an adapted layer is none that can be rounded.
     """
-    weights = _weights(base, plan)
+    weights = read_weights(base, plan)
     missing = set(plan)
     for name, module in model.named_modules():
         key = name.removeprefix(_ADAPTED) + ".weight"
@@ -99,12 +99,17 @@ def _forward(self: Any, x: Tensor, *arguments: Any, **settings: Any) -> Any:
     return RoundedLinear.apply(x, weight, self.base_layer.bias, a, b, scale)
 
 
-def _weights(folder: Path, plan: Plan) -> dict[str, Tensor]:
-    found = {}
+def read_weights(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
+    """These weights of a model folder, float32.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    keys, found = set(keys), {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
-            for key in plan.keys() & set(tensors.keys()):
+            for key in keys & set(tensors.keys()):
                 found[key] = tensors.get_tensor(key).float().clone()  # not of the mapped file
-    if lacking := plan.keys() - found.keys():
+    if lacking := keys - found.keys():
         raise UserError(f"{folder} has no {min(lacking)}, which the target stores")
     return found
