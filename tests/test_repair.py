@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from edgeft import catalog, repair
 from edgeft.errors import UserError
 from edgeft.rounding import rounded
 from edgeft.train.kernels import RoundedLinear
-from edgeft.train.rounded import stored
+from edgeft.train.rounded import round_like, stored
 from edgeft.train.settings import TrainSettings
 
 FEW = ["task.train=32", "task.heldout=4", "task.evaluation=4", "task.unseen=0", "train.max_steps=2"]
@@ -45,6 +46,28 @@ def test_gradients_pass_straight_through() -> None:
     found = torch.autograd.grad((ours * weights).sum(), (x, a, b))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_training_rounds_what_will_be_merged(tiny: Path) -> None:
+    """The products' dtype is no matter of the weights': they are merged in float32 and then rounded."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, lora)
+    names = ("layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.1.self_attn.k_proj")
+    plan = {f"model.{name}.weight": {"ggml": "Q4_0"} for name in names}
+    round_like(model, tiny, plan)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(ids)
+    merged = copy.deepcopy(model).merge_and_unload()
+    for name in names:
+        held = model.get_submodule(f"base_model.model.model.{name}").rounded
+        expected = stored(merged.get_submodule(f"model.{name}").weight, {"ggml": "Q4_0"})
+        torch.testing.assert_close(held.weight, expected, rtol=0, atol=0)
 
 
 def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

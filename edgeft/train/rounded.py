@@ -24,27 +24,43 @@ Plan = Mapping[str, Storage]  # a parameter's name in the base, and how the targ
 _ADAPTED = "base_model.model."  # what PEFT puts in front of the base's names
 
 
-def stored(weight: Tensor, how: Storage) -> Tensor:
-    """``weight``, float32 [rows, columns], as it is read back from the file: float32, same shape."""
+def stored(weight: Tensor, how: Storage, out: Tensor | None = None) -> Tensor:
+    """``weight``, float32 [rows, columns], as it is read back from the file: float32, same shape.
+
+    Args:
+        out: where the result goes, as in :func:`edgeft.rounding.rounded`; it may be ``weight``.
+    """
     if "ggml" in how:  # a GGUF is quantized from one in float16
-        return rounded(weight, how["ggml"], half=True)
-    return rounded_int4(weight, **how["int4"])
+        return rounded(weight, how["ggml"], half=True, out=out)
+    return rounded_int4(weight, **how["int4"], out=out)
 
 
 class _Rounded:
-    """What a quantizer leaves of one matrix and its adapter; made when it is asked for."""
+    """What a quantizer leaves of one matrix and its adapter; made when it is asked for.
 
-    def __init__(self, base: Tensor, how: Storage, dtype: torch.dtype) -> None:
-        self.base, self.how, self.dtype = base, how, dtype
-        self.weight: Tensor | None = None  # None: what there was is out of date
+    Memory is taken once: fresh pages would cost more than most kinds of rounding. Matrices of one
+    shape share the ``scratch``.
+    """
+
+    def __init__(
+        self, base: Tensor, how: Storage, dtype: torch.dtype, scratch: dict[torch.Size, Tensor]
+    ) -> None:
+        self.base, self.how, self.scratch = base, how, scratch
+        self.weight = torch.empty_like(base, dtype=dtype)
+        self.is_current = False
 
     def of(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """[out, in] of the base's dtype, from a [r, in] and b [out, r]."""
-        if self.weight is None:
+        """[out, in] of the dtype, from a [r, in] and b [out, r]."""
+        if not self.is_current:
             # Looking at held-out questions may come first, in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                merged = self.base + (b.float() @ a.float()) * scale  # as PEFT merges
-                self.weight = stored(merged, self.how).to(self.dtype)
+                if self.base.shape not in self.scratch:
+                    self.scratch[self.base.shape] = torch.empty_like(self.base)
+                merged = self.scratch[self.base.shape]
+                # As PEFT merges: in float32, which autocast leaves alone where out= is given.
+                torch.mm(b.float(), a.float(), out=merged).mul_(scale).add_(self.base)
+                self.weight.copy_(stored(merged, self.how, merged))
+            self.is_current = True
         return self.weight
 
 
@@ -54,7 +70,7 @@ class OncePerStep(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         for module in model.modules():
             if isinstance(held := getattr(module, "rounded", None), _Rounded):
-                held.weight = None
+                held.is_current = False
 
     on_optimizer_step = on_train_begin
 
@@ -73,13 +89,15 @@ def round_like(model: Any, base: Path, plan: Plan) -> None:
     """
     weights = read_weights(base, plan)
     missing = set(plan)
+    scratch: dict[torch.Size, Tensor] = {}
     for name, module in model.named_modules():
         key = name.removeprefix(_ADAPTED) + ".weight"
         if isinstance(module, LoraLayer) and key in plan:
             if not (type(module) is LoraLayer and is_plain(module)):
                 raise UserError(f"cannot train {name} for a target: it is no plain LoRA layer")
             like = module.base_layer.weight
-            module.rounded = _Rounded(weights[key].to(like.device), plan[key], like.dtype)
+            own = weights[key].to(like.device)
+            module.rounded = _Rounded(own, plan[key], like.dtype, scratch)
             module.forward = types.MethodType(_forward, module)
             missing.discard(key)
     for name, parameter in model.named_parameters():
