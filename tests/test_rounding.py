@@ -15,7 +15,7 @@ from gguf import GGUFReader, dequantize
 from edgeft import rounding
 from edgeft.errors import UserError
 from edgeft.exporters import onnx
-from edgeft.rounding import ggml
+from edgeft.rounding import compiled, ggml
 from edgeft.rounding.onnx_int4 import ALGORITHMS, rounded_int4
 
 INT4 = [(name, symmetric) for name in ALGORITHMS for symmetric in (True, False)]
@@ -66,11 +66,21 @@ def matrices(embedded_gguf: Path) -> dict[str, torch.Tensor]:
     return {"real": real, "moved": moved.half().float(), "edges": edges()}
 
 
+@pytest.fixture(params=["numba", "torch"])
+def searches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to search for a block's scale."""
+    if request.param == "torch":
+        monkeypatch.setattr(compiled, "available", lambda: False)
+    elif not compiled.available():
+        pytest.skip("no numba, or no x86-64")
+
+
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, so that 0 is not -0."""
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
+@pytest.mark.usefixtures("searches")
 @pytest.mark.skipif(not ggml.available(), reason="no libggml-base")
 @pytest.mark.parametrize("kind", rounding.KINDS)
 @pytest.mark.parametrize("name", ["real", "moved", "edges"])
@@ -193,6 +203,7 @@ def by_onnxruntime(weight: np.ndarray, block: int, symmetric: bool, algorithm: s
     return values.reshape(out, full)[:, :columns]
 
 
+@pytest.mark.usefixtures("searches")
 @pytest.mark.parametrize(("algorithm", "symmetric"), INT4)
 @pytest.mark.parametrize("block", [16, 32, 128, 256])
 def test_int4_rounds_as_onnxruntime(
@@ -206,6 +217,7 @@ def test_int4_rounds_as_onnxruntime(
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.usefixtures("searches")
 @pytest.mark.parametrize(("algorithm", "symmetric"), INT4)
 def test_int4_of_a_last_block_that_is_not_full(algorithm: str, symmetric: bool) -> None:
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeft import child
+from edgeft.errors import UserError
 from edgeft.prompts import Item, read_items
 from edgeft.rounding import block_size, rounded
 from edgeft.train.fast import quicken
@@ -111,6 +112,8 @@ def _error(weight: Tensor, kind: str) -> float:
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
     folder, items = Path(request["folder"]), read_items(Path(request["heldout"]))[:QUESTIONS]
+    if not items:
+        raise UserError("types are chosen by held-out questions and there are none")
     if "plan" in request:
         opened = _open(folder, request["plan"], request["dtype"])
         opened.put(request["plan"])

@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor
 
 from edgeft.errors import UserError, near
-from edgeft.rounding import ggml, k_quants, legacy
+from edgeft.rounding import compiled, ggml, k_quants, legacy
 from edgeft.rounding.exact import at_once, prepared
 
 # kind: (weights in a block, weights that share a scale, float32 [that, n] -> the same)
@@ -32,6 +32,8 @@ _KINDS: dict[str, tuple[int, int, Callable[[Tensor], Tensor]]] = {
     "Q6_K": (256, 16, k_quants.six_bit),
 }
 KINDS = tuple(_KINDS)
+# Compiled here for side by side blocks, they are faster than one block after the other in ggml.
+_SEARCHED = ("Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
 
 
 def block_size(kind: str) -> int:
@@ -74,7 +76,8 @@ def rounded(
     if weight.shape[1] % block:
         raise UserError(f"{kind} takes rows of a multiple of {block}, not of {weight.shape[1]}")
     if library is None:
-        library = weight.device.type == "cpu" and ggml.available()
+        slow = kind in _SEARCHED and compiled.available()
+        library = weight.device.type == "cpu" and ggml.available() and not slow
     if not weight.numel():
         return out
     if library and kind != "F16":

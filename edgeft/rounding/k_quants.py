@@ -11,12 +11,11 @@ So the first codes are not kept here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgeft.rounding import compiled
 from edgeft.rounding.exact import divided, folded, over, peak
 
 SUPER_BLOCK = 256
@@ -29,7 +28,7 @@ def affine(x: Tensor, bits: int) -> Tensor:
     # In float64: torch's float32 root, of MKL, is not always the nearest.
     spread = divided(folded(x * x), 32).double().sqrt_().float()
     first, steps = (-1.0, 20) if bits == 4 else (-0.5, 15)
-    scales, minima = _affine_search(x, spread + x.abs(), most, first, steps, torch.square)
+    scales, minima = _affine_search(x, spread + x.abs(), most, first, steps, square=True)
     scale_codes, scale = _unsigned(scales, 63, 8)
     minimum_codes, minimum = _unsigned(minima, 63, 8)
     # C keeps them as bytes before it clips them.
@@ -40,7 +39,7 @@ def affine(x: Tensor, bits: int) -> Tensor:
 
 def two_bit(x: Tensor) -> Tensor:
     """Q2_K: groups of 16 with 4-bit scales and minima."""
-    scales, minima = _affine_search(x, x.abs(), 3, -0.5, 15, torch.abs)
+    scales, minima = _affine_search(x, x.abs(), 3, -0.5, 15, square=False)
     scale_codes, scale = _unsigned(scales, 15, 16)
     minimum_codes, minimum = _unsigned(minima, 15, 16)
     # One byte has both: a negative code of a scale spills into the minimum's four bits.
@@ -75,12 +74,15 @@ def _affine_search(
     most: int,
     first: float,
     steps: int,
-    error_of: Callable[..., Tensor],
+    square: bool,
 ) -> tuple[Tensor, Tensor]:
     """``make_qkx2_quants``: scale and minus the minimum by weighted error, both [groups].
 
     Every step starts from the best minimum until then, so the steps cannot be taken side by side.
     """
+    if compiled.takes(x):
+        return compiled.affine(x, weights, most, first, steps, square)
+    error_of = torch.square if square else torch.abs
     low, high = x.amin(0).clamp_(max=0), x.amax(0)
     flat = high == low
     terms = x.new_empty(x.shape[0], 3, x.shape[1])
@@ -122,6 +124,8 @@ def _affine_search(
 
 def _signed_search(x: Tensor, most: int) -> Tensor:
     """``make_qx_quants`` with weights x^2: the scale by weighted error out of 19, [groups]."""
+    if compiled.takes(x):
+        return compiled.signed(x, most)
     far = peak(x)
     empty = far.abs() < _NOTHING
     square = x * x

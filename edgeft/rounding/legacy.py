@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgeft.rounding import compiled
 from edgeft.rounding.exact import away, divided, folded, inverse, peak
 
 BLOCK = 32
@@ -45,6 +46,16 @@ def eight_bit(x: Tensor) -> Tensor:
 def nonlinear(x: Tensor) -> Tensor:
     """IQ4_NL: the scale of the least squared error out of 16, weighted by x^2."""
     values = torch.tensor(_NONLINEAR, dtype=torch.float32, device=x.device)
+    if compiled.takes(x):
+        scale, codes = compiled.nonlinear(x, _NONLINEAR)
+    else:
+        scale = _nonlinear_search(x, values)
+        codes = values[_nearest(x * inverse(scale), values)]
+    return codes.mul_(_stored(scale))
+
+
+def _nonlinear_search(x: Tensor, values: Tensor) -> Tensor:
+    """float32 [blocks]; ``values``: what codes may stand for."""
     far = peak(x)
     empty = far.abs() < 1e-15
     square = x * x
@@ -66,8 +77,7 @@ def nonlinear(x: Tensor) -> Tensor:
         better = (of_codes > 0) & (of_x * of_x > best * of_codes)
         scale = torch.where(better, of_x / of_codes, scale)
         best = torch.where(better, scale * of_x, best)
-    scale = scale.masked_fill(empty, 0)
-    return values[_nearest(x * inverse(scale), values)].mul_(_stored(scale))
+    return scale.masked_fill(empty, 0)
 
 
 def _nearest(x: Tensor, values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeft.errors import UserError, near
+from edgeft.rounding import compiled
 from edgeft.rounding.exact import at_once, away, divided, folded, inverse, over, prepared
 
 ALGORITHMS = ("default", "rtn", "k_quant")
@@ -62,6 +63,11 @@ def rounded_int4(
     columns = weight.shape[1]
     padding = -columns % block_size
     per_row = (columns + padding) // block_size
+    # Longer blocks are added up in another order there.
+    if algorithm == "k_quant" and block_size <= 128 and compiled.takes(weight):
+        blocks = torch.nn.functional.pad(weight, (0, padding)) if padding else weight
+        done = compiled.k_quant(blocks.view(-1, block_size), None if padding else out)
+        return out.copy_(done.view(len(weight), -1)[:, :columns]) if padding else out
     some = max(1, at_once(weight) // columns)
     for source, target in zip(weight.split(some), out.split(some), strict=True):
         blocks = torch.nn.functional.pad(source, (0, padding)).view(-1, block_size).t().contiguous()
