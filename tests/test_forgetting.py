@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import N, write_results
+from test_report import N, make_run, write_json, write_lines, write_results
 
 from edgeft import bench, prompts, survival
 from edgeft.report import tables
 from edgeft.report.advice import advice
+from edgeft.report.build import as_json, build
 from edgeft.report.forgetting import compare, forgetting, sentence
 from edgeft.survival import Benefit, Result
 from edgeft.tasks import general
@@ -173,3 +174,30 @@ def test_negative_transfer_is_in_every_view(tmp_path: Path) -> None:
         assert "negative-transfer" in view
         assert "Try --method lora or dora" in " ".join(view.split())
     assert [row[0] for row in tables.training(found).rows if row[-1] == "kept"] == ["step 10"]
+
+
+def test_it_is_seen_at_every_target(tmp_path: Path) -> None:
+    """And what was scored in another file is no part of it."""
+    run = make_run(tmp_path / "run", ["gguf-f16", "gguf-q4_0"])
+    assert tables.general(build(run)).rows == []
+    for place, shift in (("host", 0.5), ("gguf-q4_0", 1.0)):
+        for weights, nats in (("base", 1.0), ("tuned", 1.0 + shift)):
+            choices = [
+                {"id": f"{q}/{c}", "logprob": -4 * (nats + c), "tokens": 4, "bytes": 9}
+                for q in range(5)
+                for c in range(3)
+            ]
+            folder = run / "bench" / "general" / place / weights
+            write_lines(folder / "general.jsonl", choices)
+            write_json(folder / "stage.json", {"manifest": weights} if place != "host" else {})
+            if place != "host":
+                mark = run / "bench" / "local" / place / weights / "stage.json"
+                write_json(mark, {**json.loads(mark.read_text()), "manifest": weights})
+    rows = {row[0]: row[1:] for row in tables.general(build(run)).rows}
+    assert rows.keys() == {"host", "gguf-q4_0"}
+    assert rows["gguf-q4_0"] == ["+1.00 (+1.00 to +1.00)", "1.00", "2.00", "100.0%", "100.0%"]
+    found = {v["target"]: v["general"] for v in as_json(build(run))["variants"]}
+    assert found["gguf-f16"] is None and found["gguf-q4_0"]["n"] == 5
+    mark = run / "bench" / "local" / "gguf-q4_0" / "tuned" / "stage.json"
+    write_json(mark, {**json.loads(mark.read_text()), "manifest": "a later file"})
+    assert "gguf-q4_0" not in {row[0] for row in tables.general(build(run)).rows}
