@@ -20,7 +20,7 @@ from edgeft import child, model, run
 from edgeft.allocator import allocator
 from edgeft.bench.accuracy import appending, read_rows
 from edgeft.errors import UserError
-from edgeft.exporters.gguf_settings import MEASURED, UNQUANTIZED, GgufSettings
+from edgeft.exporters.gguf_settings import MEASURED, UNQUANTIZED, AutoSettings, GgufSettings
 from edgeft.exporters.storage import gguf_tensors
 from edgeft.progress import Update, say
 from edgeft.stages import Run, cached
@@ -103,7 +103,8 @@ def choose(
         found = json.loads((measured / "groups.json").read_text())
         losses = {row["name"]: row for row in read_rows(measured / "measured.jsonl")}
         groups = {key: Group(**facts) for key, facts in found["groups"].items()}
-        chosen = _chosen(settings, groups, losses, found["bytes"], sixteen_bit)
+        timing = _Timing(sixteen_bit, settings.ftype, out / "timed")
+        chosen = _chosen(settings, groups, losses, found["bytes"], timing)
         plan = {
             key: chosen[group] or now
             for group, facts in groups.items()
@@ -270,13 +271,13 @@ def _chosen(
     groups: Mapping[str, Group],
     losses: Mapping[str, Mapping[str, Any]],
     size: int,
-    sixteen_bit: Path,
+    timing: _Timing,
 ) -> dict[str, str]:
     """Group to type; ``size``: bytes of the file by ``ftype`` alone."""
     auto = settings.auto
     assert auto
     if auto.min_tok_s is not None:
-        return _fast_enough(settings, groups, losses, sixteen_bit, auto.min_tok_s)
+        return _fast_enough(auto, groups, losses, timing)
     limit = auto.max_mb * 1e6 if auto.max_mb is not None else (auto.max_size or 0) * size
     options = _options(groups, losses, _extra_bytes)
     taken = knapsack(list(options.values()), limit - size)
@@ -290,24 +291,20 @@ def _chosen(
 
 
 def _fast_enough(
-    settings: GgufSettings,
+    auto: AutoSettings,
     groups: Mapping[str, Group],
     losses: Mapping[str, Mapping[str, Any]],
-    source: Path,
-    wanted: float,
+    timing: _Timing,
 ) -> dict[str, str]:
     """Predicted from files in which all groups have one type, and timed before it is taken."""
-    assert settings.auto
-    fitting = {
-        kind: [name for name in groups if kind in losses[name]["errors"]]
-        for kind in settings.auto.types
-    }
-    plans = {
+    wanted = float(auto.min_tok_s or 0)
+    fitting = {k: [name for name in groups if k in losses[name]["errors"]] for k in auto.types}
+    alone = {
         kind: patterns(groups, dict.fromkeys(names, kind))
         for kind, names in fitting.items()
         if names
     }
-    seconds = _timed(source, settings.ftype, {"": {}, **plans})
+    seconds = timing.of({"": {}, **alone})
     count = {name: sum(group.weights) for name, group in groups.items()}
 
     def extra(group: Group, kind: str) -> float:
@@ -321,7 +318,7 @@ def _fast_enough(
         if taken is None:
             break
         chosen = dict(zip(options, (option.kind for option in taken), strict=True))
-        [took] = _timed(source, settings.ftype, {"chosen": patterns(groups, chosen)}).values()
+        took = timing.of({"chosen": patterns(groups, chosen)})["chosen"]
         if 1 / took >= wanted:
             return chosen
         fastest = max(fastest, 1 / took)
@@ -332,10 +329,23 @@ def _fast_enough(
     )
 
 
-def _timed(source: Path, ftype: str, plans: Mapping[str, Any]) -> dict[str, float]:
-    request = {"source": str(source), "ftype": ftype, "plans": plans}
-    seconds: dict[str, float] = child.run("edgeft.exporters.speed", request)[-1]["seconds"]
-    return seconds
+@dataclass(frozen=True)
+class _Timing:
+    """See :func:`edgeft.exporters.speed.seconds_per_token`, which works in a child."""
+
+    source: Path
+    ftype: str
+    scratch: Path
+
+    def of(self, plans: Mapping[str, Any]) -> dict[str, float]:
+        request = {
+            "source": str(self.source),
+            "ftype": self.ftype,
+            "plans": plans,
+            "scratch": str(self.scratch),
+        }
+        seconds: dict[str, float] = child.run("edgeft.exporters.speed", request)[-1]["seconds"]
+        return seconds
 
 
 def knapsack(groups: Sequence[Sequence[Option]], budget: float) -> list[Option] | None:

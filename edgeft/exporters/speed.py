@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,34 @@ _ROUNDS = 5
 
 
 def seconds_per_token(
-    source: Path, ftype: str, plans: Mapping[str, Mapping[str, str]]
+    source: Path, ftype: str, plans: Mapping[str, Mapping[str, str]], scratch: Path
 ) -> dict[str, float]:
     """Median seconds that one stream takes for a token, on every core.
 
     Args:
         source: the GGUF in 16 bits.
         plans: by a name, types as :func:`edgeft.exporters.quantize.quantize` takes them.
+        scratch: a folder for the files, made here and removed again.
     """
     taken: dict[str, list[float]] = {name: [] for name in plans}
-    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
-        files = {name: Path(scratch, f"{i}.gguf") for i, name in enumerate(plans)}
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed call left
+    scratch.mkdir()
+    files = {name: scratch / f"{i}.gguf" for i, name in enumerate(plans)}
+    for name, path in files.items():
+        quantize(source, path, ftype, types=plans[name])
+    for _ in range(_ROUNDS):
         for name, path in files.items():
-            quantize(source, path, ftype, types=plans[name])
-        for _ in range(_ROUNDS):
-            for name, path in files.items():
-                session = open_session("llama.cpp", path, **_ALONE)
-                taken[name].append(statistics.median(session.time(**_SHAPE).token_s))
-                session.close()
+            session = open_session("llama.cpp", path, **_ALONE)
+            taken[name].append(statistics.median(session.time(**_SHAPE).token_s))
+            session.close()
+    shutil.rmtree(scratch)
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
-    source, ftype, plans = Path(request["source"]), request["ftype"], request["plans"]
-    emit("timed", seconds=seconds_per_token(source, ftype, plans))
+    source, scratch = Path(request["source"]), Path(request["scratch"])
+    seconds = seconds_per_token(source, request["ftype"], request["plans"], scratch)
+    emit("timed", seconds=seconds)
 
 
 if __name__ == "__main__":
