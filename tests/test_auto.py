@@ -69,6 +69,7 @@ def test_loss_by_error() -> None:
     assert [added_loss(lucky, floor, error) for error in (0, 1, 3)] == [0, 0, 0]
     unmeasured = {key: value for key, value in facts.items() if key != "coarsest"}
     assert added_loss(unmeasured, floor, 2.4) == pytest.approx(0.02)
+    assert added_loss(facts, floor, 1, share=0.5) == pytest.approx(-0.025)
     whole = {**facts, "error": 0.0, "loss": floor}
     assert added_loss(whole, floor, 2) == pytest.approx(0.15)
 
@@ -99,6 +100,7 @@ def test_losses_are_those_of_the_rounded_model(tiny: Path, tmp_path: Path) -> No
     opened = _open(tiny, [key, other], "float32")
     found = dict(measure(opened, items, groups, ["Q4_0", "Q5_0", "Q4_K"], known=["a"]))
     assert list(found) == ["", "b"]
+    opened = _open(tiny, [key, other], "float32")
     found |= dict(measure(opened, items, groups, ["Q4_0", "Q5_0", "Q4_K"], known=["", "b"]))
     assert set(found["b"]["errors"]) == {"Q4_0", "Q5_0"}  # 64 columns are no block of Q4_K
     assert found["b"]["coarsest"]["kind"] == "Q4_0" and "coarsest" not in found["a"]
@@ -125,6 +127,7 @@ def test_losses_are_those_of_the_rounded_model(tiny: Path, tmp_path: Path) -> No
         ("b", {key: "Q4_0"}),
     ):
         assert found[name]["loss"] == pytest.approx(expected(types), rel=1e-5)
+    assert found[""]["own"] == pytest.approx(expected({}), rel=1e-5)
     coarse = expected({key: "Q4_0", other: "Q4_0"})
     assert found["b"]["coarsest"]["loss"] == pytest.approx(coarse, rel=1e-5)
 

@@ -230,14 +230,16 @@ def _options(
     extra: Callable[[Group, str], float],
 ) -> dict[str, list[Option]]:
     """``extra``: what a group in a type costs more than now."""
-    floor = losses[""]["loss"]
+    floor, own = losses[""]["loss"], losses[""]["own"]
+    saved = sum(max(0.0, floor - losses[name]["loss"]) for name in groups)
+    share = min(1.0, max(0.0, floor - own) / saved) if saved else 1.0
     return {
         name: [
             Option("", _TIE, 0.0),
             *(
                 Option(
                     kind,
-                    added_loss(losses[name], floor, error)
+                    added_loss(losses[name], floor, error, share)
                     + _TIE * error / (losses[name]["error"] or 1),
                     extra(group, kind),
                 )
@@ -249,20 +251,21 @@ def _options(
     }
 
 
-def added_loss(facts: Mapping[str, Any], floor: float, error: float) -> float:
+def added_loss(facts: Mapping[str, Any], floor: float, error: float, share: float = 1.0) -> float:
     """What a group adds to the loss ``floor`` if its squared error is ``error`` instead of now.
 
     Linear between what was measured; never less for more error.
 
     Args:
         facts: of the group, as :func:`edgeft.exporters.sensitivity.measure` yields them.
+        share: of what giving back its own weights saved alone; groups save less together.
     """
     now: float = facts["error"]
     if error > now and "coarsest" in facts:
         at: float = facts["errors"][facts["coarsest"]["kind"]]
         above: float = max(0.0, facts["coarsest"]["loss"] - floor)
         return above * (error - now) / (at - now)
-    below: float = max(0.0, floor - facts["loss"])  # what giving back its own weights saves
+    below: float = share * max(0.0, floor - facts["loss"])
     return below * (error / now - 1) if now else 0.0
 
 

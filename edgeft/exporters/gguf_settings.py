@@ -42,7 +42,10 @@ class AutoSettings:
     max_size: float | None = None
     max_mb: float | None = None
     min_tok_s: float | None = None
-    types: Sequence[str] = ("Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
+    types: Sequence[str] = (
+        *("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"),
+        *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    )
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}

@@ -71,12 +71,14 @@ def measure(
     Yields:
         A group's name with its facts: ``loss`` with its own weights instead, ``error`` now,
         ``errors`` by kind, and, where the coarsest kind is clearly coarser than what is there,
-        ``coarsest`` with its ``kind`` and ``loss``. First ``""``, with the ``loss`` as it is.
+        ``coarsest`` with its ``kind`` and ``loss``. First ``""``: the ``loss`` of all as they are
+        now, and ``own``, with all their own weights.
     """
+    own_loss = None if "" in known else opened.loss(items)
     for group in groups.values():
         opened.put(group)
-    if "" not in known:
-        yield "", {"loss": opened.loss(items)}
+    if own_loss is not None:
+        yield "", {"loss": opened.loss(items), "own": own_loss}
     for name, group in groups.items():
         if name in known:
             continue

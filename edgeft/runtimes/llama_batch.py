@@ -102,6 +102,7 @@ class Sequences:
         self._batch.seq_id = _pointer(self._sequence_pointers, ctypes.POINTER(ctypes.c_int32))
         self._batch.logits = _pointer(self._wanted, ctypes.c_int8)
         self._used = 0
+        self._view: tuple[int | None, Logits] = (None, np.empty((0, 0), np.float32))
 
     @property
     def room(self) -> int:
@@ -139,7 +140,15 @@ class Sequences:
         if not rows:
             llama.llama_synchronize(self._context)
             return np.empty((0, self._vocab), np.float32)
-        return np.ctypeslib.as_array(llama.llama_get_logits(self._context), (rows, self._vocab))
+        return self._logits(rows)
+
+    def _logits(self, rows: int) -> Logits:
+        """A view of llama.cpp's memory, made anew only where that has moved: it takes a while."""
+        pointer = llama.llama_get_logits(self._context)
+        place = ctypes.cast(pointer, ctypes.c_void_p).value
+        if (place, rows) != (self._view[0], len(self._view[1])):
+            self._view = place, np.ctypeslib.as_array(pointer, (rows, self._vocab))
+        return self._view[1]
 
     def close(self) -> None:
         llama.llama_free(self._context)

@@ -199,7 +199,10 @@ class LlamaSession:
                     at += wanted
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
-        """One stream, as llama-bench does it: pseudo-random ids, behind a warm-up in this context."""
+        """One stream as llama-bench has it: pseudo-random ids, a context that is warm.
+
+        Choosing the next token is part of the first one's time and, as there, not of the others'.
+        """
         check_fits([range(prompt_tokens)], new_tokens, self._context)
         prompt = np.random.default_rng(0).integers(0, self._vocab_size, prompt_tokens).tolist()
         seconds = []
@@ -209,12 +212,13 @@ class LlamaSession:
             _decode(sequences, len(first), first[-1])
             sequences.begin(0)
             start = time.perf_counter()
-            token = _prefill(sequences, prompt)
+            token = int(_prefill(sequences, prompt).argmax())
             ttft = time.perf_counter() - start
             for position in range(prompt_tokens, prompt_tokens + new_tokens - 1):
                 start = time.perf_counter()
-                token = _decode(sequences, position, token)
+                logits = _decode(sequences, position, token)
                 seconds.append(time.perf_counter() - start)
+                token = int(logits.argmax())
         return Timing(ttft, seconds)
 
     def close(self) -> None:
@@ -224,19 +228,19 @@ class LlamaSession:
         llama.llama_model_free(self.model)
 
 
-def _prefill(sequences: Sequences, prompt: Sequence[int]) -> int:
-    """Compute a prompt alone, in whole batches; the most likely next token."""
+def _prefill(sequences: Sequences, prompt: Sequence[int]) -> Logits:
+    """Compute a prompt alone, in whole batches: logits of what follows it, [vocabulary]."""
     for at in range(0, len(prompt), sequences.batch_size):
         part = prompt[at : at + sequences.batch_size]
         sequences.feed(0, at, part, int(at + len(part) == len(prompt)))
         logits = sequences.decode()
-    return int(logits[0].argmax())
+    return logits[0]
 
 
-def _decode(sequences: Sequences, position: int, token: int) -> int:
-    """Compute one token; the most likely next one."""
+def _decode(sequences: Sequences, position: int, token: int) -> Logits:
+    """Compute one token: logits of what follows it, [vocabulary]."""
     sequences.feed(0, position, [token], 1)
-    return int(sequences.decode()[0].argmax())
+    return sequences.decode()[0]
 
 
 def _free(slots: dict[int, _Slot], count: int, waiting: deque[int]) -> list[int]:
