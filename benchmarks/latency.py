@@ -6,7 +6,8 @@ For a GGUF file the peer is llama-bench, built from the sources inside llama-cpp
 (``pip download --no-deps --no-binary :all: llama-cpp-python``): ``cmake -B build
 -DBUILD_SHARED_LIBS=OFF vendor/llama.cpp``, then ``cmake --build build --target llama-bench``. For
 an onnxruntime-genai folder it is the plain loop of its own examples. Same threads, prompt and
-number of new tokens. They take turns, each in a process of its own; figures are medians.
+number of new tokens. They take turns, each in a process of its own; figures are medians, the ratio
+that of the rounds' ratios, since the machine drifts.
 """
 
 from __future__ import annotations
@@ -131,11 +132,12 @@ def main() -> None:
             theirs.append(peer)
         for at, what in enumerate(("prefill", "decode")):
             mine, other = (statistics.median(s[at] for s in each) for each in (ours, theirs))
-            each = " ".join(f"{a[at] / b[at]:.3f}" for a, b in zip(ours, theirs, strict=True))
+            ratios = [a[at] / b[at] for a, b in zip(ours, theirs, strict=True)]
             name = "llama-bench" if is_gguf else "plain loop"
             print(
                 f"{bundle.parent.name:>16} {what:>8}  edgeft {mine:7.1f}  {name} {other:7.1f} tok/s  "
-                f"ratio {mine / other:.3f}  (by round {each})",
+                f"ratio {statistics.median(ratios):.3f}  "
+                f"(by round {' '.join(f'{ratio:.2f}' for ratio in ratios)})",
                 flush=True,
             )
 
