@@ -64,14 +64,33 @@ def test_loss_by_error() -> None:
     }
     floor = 0.5
     for error, expected in ((0, -0.1), (1, -0.05), (2, 0), (3, 0.15), (4, 0.3)):
-        assert added_loss(facts, floor, error) == pytest.approx(expected)
+        assert added_loss(facts, floor, error) == pytest.approx(expected, abs=1e-5)
     lucky = {**facts, "loss": 0.6, "coarsest": {"kind": "Q4_0", "loss": 0.4}}
-    assert [added_loss(lucky, floor, error) for error in (0, 1, 3)] == [0, 0, 0]
+    found = [added_loss(lucky, floor, error) for error in (0, 1, 2, 3)]
+    assert found == sorted(set(found)) and found == pytest.approx([0, 0, 0, 0], abs=1e-5)
     unmeasured = {key: value for key, value in facts.items() if key != "coarsest"}
     assert added_loss(unmeasured, floor, 2.4) == pytest.approx(0.02)
     assert added_loss(facts, floor, 1, share=0.5) == pytest.approx(-0.025)
     whole = {**facts, "error": 0.0, "loss": floor}
     assert added_loss(whole, floor, 2) == pytest.approx(0.15)
+
+
+def test_a_type_that_undoes_the_training_is_not_taken() -> None:
+    """Its error is small where the untuned weights lie on its grid, and the loss says what it does."""
+    group = auto.Group({"w": "Q4_0"}, ["blk.0.ffn_up.weight"], [320], 180)
+    errors = {"Q4_1": 0.1, "Q5_0": 0.3}
+    losses = {
+        "": {"loss": 0.5, "own": 0.3},
+        "Q4_1": {"loss": 0.9},
+        "Q5_0": {"loss": 0.4},
+        "up": {"loss": 0.3, "error": 1.0, "errors": errors},
+    }
+    options = auto._options({"up": group}, losses, auto._extra_bytes)["up"]
+    found = {option.kind: option.loss for option in options}
+    assert found["Q4_1"] == pytest.approx(0.4, abs=1e-4)
+    assert found["Q5_0"] == pytest.approx(-0.1, abs=1e-4)
+    [taken] = knapsack([options], 100) or []
+    assert taken.kind == "Q5_0"
 
 
 def test_groups_are_quarters_of_the_blocks() -> None:
@@ -99,10 +118,10 @@ def test_losses_are_those_of_the_rounded_model(tiny: Path, tmp_path: Path) -> No
     groups = {"a": {key: "Q4_0"}, "b": {other: "Q8_0"}}
     opened = _open(tiny, [key, other], "float32")
     found = dict(measure(opened, items, groups, ["Q4_0", "Q5_0", "Q4_K"], known=["a"]))
-    assert list(found) == ["", "b"]
+    assert list(found) == ["", "Q4_0", "Q5_0", "b"]  # 64 columns are no block of Q4_K
     opened = _open(tiny, [key, other], "float32")
     found |= dict(measure(opened, items, groups, ["Q4_0", "Q5_0", "Q4_K"], known=["", "b"]))
-    assert set(found["b"]["errors"]) == {"Q4_0", "Q5_0"}  # 64 columns are no block of Q4_K
+    assert set(found["b"]["errors"]) == {"Q4_0", "Q5_0"}
     assert found["b"]["coarsest"]["kind"] == "Q4_0" and "coarsest" not in found["a"]
 
     def expected(types: dict[str, str]) -> float:
@@ -125,6 +144,7 @@ def test_losses_are_those_of_the_rounded_model(tiny: Path, tmp_path: Path) -> No
         ("", {key: "Q4_0", other: "Q8_0"}),
         ("a", {other: "Q8_0"}),
         ("b", {key: "Q4_0"}),
+        ("Q5_0", {key: "Q5_0", other: "Q5_0"}),
     ):
         assert found[name]["loss"] == pytest.approx(expected(types), rel=1e-5)
     assert found[""]["own"] == pytest.approx(expected({}), rel=1e-5)
@@ -226,7 +246,8 @@ def test_a_killed_measuring_goes_on(run: Path, tmp_path: Path) -> None:
     after = (tmp_path / "run/auto/Q4_0/measured.jsonl").read_text().splitlines()
     groups = json.loads((tmp_path / "run/auto/Q4_0/groups.json").read_text())["groups"]
     assert after[: len(before) - 1] == before[:-1]
-    assert sorted(json.loads(row)["name"] for row in after) == sorted(["", *groups])
+    names = [json.loads(row)["name"] for row in after]
+    assert len(set(names)) == len(names) and set(names) >= {"", "Q8_0", *groups}
 
 
 def test_types_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:

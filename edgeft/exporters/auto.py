@@ -30,7 +30,8 @@ _PARTS = 4  # of the blocks, in order
 _BUCKETS = 20_000  # that a budget is cut into: at most a thousandth of it stays unused
 _ALIGNMENT = 32  # bytes; GGUF's own
 _TRIES = 5
-_TIE = 1e-6  # nats for the whole error of a group: of equals the finer
+_MOST_HARM, _HALVINGS = 1e9, 60
+_TIE = 1e-6  # nats: so that of equals the finer is taken
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def _measure(
     )
     rows = out / "measured.jsonl"
     known = [row["name"] for row in read_rows(rows)]
+    total = 1 + len(settings.auto.types) + len(groups)
     asked = {
         **request,
         "groups": {name: group.keys for name, group in groups.items()},
@@ -162,7 +164,7 @@ def _measure(
         for event in child.call("edgeft.exporters.sensitivity", asked, allocator()):
             del event["event"]
             keep(event)
-            update(done := done + 1, len(groups) + 1, "groups")
+            update(done := done + 1, total, "groups of tensors")
 
 
 def grouped(folder: Path, artifact: Path) -> dict[str, Group]:
@@ -233,17 +235,28 @@ def _options(
     floor, own = losses[""]["loss"], losses[""]["own"]
     saved = sum(max(0.0, floor - losses[name]["loss"]) for name in groups)
     share = min(1.0, max(0.0, floor - own) / saved) if saved else 1.0
+
+    def added(name: str, kind: str, harm: float) -> float:
+        return added_loss(losses[name], floor, harm * losses[name]["errors"][kind], share)
+
+    def harm_of(kind: str) -> float:
+        """How much worse than its error tells a type is: then all groups in it cost what they do."""
+        names = [name for name in groups if kind in losses[name]["errors"]]
+        measured = losses[kind]["loss"] - floor
+        low, high = 1.0, _MOST_HARM
+        for _ in range(_HALVINGS):
+            middle = (low * high) ** 0.5
+            costs = sum(added(name, kind, middle) for name in names)
+            low, high = (middle, high) if costs < measured else (low, middle)
+        return low
+
+    harm = {kind: harm_of(kind) for kind in {k for name in groups for k in losses[name]["errors"]}}
     return {
         name: [
-            Option("", _TIE, 0.0),
+            Option("", 0.0, 0.0),
             *(
-                Option(
-                    kind,
-                    added_loss(losses[name], floor, error, share)
-                    + _TIE * error / (losses[name]["error"] or 1),
-                    extra(group, kind),
-                )
-                for kind, error in losses[name]["errors"].items()
+                Option(kind, added(name, kind, harm[kind]), extra(group, kind))
+                for kind in losses[name]["errors"]
                 if set(group.keys.values()) != {kind}
             ),
         ]
@@ -254,7 +267,7 @@ def _options(
 def added_loss(facts: Mapping[str, Any], floor: float, error: float, share: float = 1.0) -> float:
     """What a group adds to the loss ``floor`` if its squared error is ``error`` instead of now.
 
-    Linear between what was measured; never less for more error.
+    Linear between what was measured, and more for more error however little that showed.
 
     Args:
         facts: of the group, as :func:`edgeft.exporters.sensitivity.measure` yields them.
@@ -263,9 +276,9 @@ def added_loss(facts: Mapping[str, Any], floor: float, error: float, share: floa
     now: float = facts["error"]
     if error > now and "coarsest" in facts:
         at: float = facts["errors"][facts["coarsest"]["kind"]]
-        above: float = max(0.0, facts["coarsest"]["loss"] - floor)
+        above: float = max(_TIE, facts["coarsest"]["loss"] - floor)
         return above * (error - now) / (at - now)
-    below: float = share * max(0.0, floor - facts["loss"])
+    below: float = max(_TIE, share * (floor - facts["loss"]))
     return below * (error / now - 1) if now else 0.0
 
 

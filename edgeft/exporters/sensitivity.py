@@ -3,7 +3,8 @@
 The model computes with what a target leaves of all its matrices; then one group after the other is
 given back its own weights and, where that is something else, the coarsest type that it may get.
 Between these the loss follows the squared error of the weights, to second order (as in HAWQ-V2,
-Dong et al. 2019, arXiv 1911.03852).
+Dong et al. 2019, arXiv 1911.03852). That fails where a type is the grid that the untuned weights lie
+on: its error is small, and it is the very update that training made. So every type is measured too.
 """
 
 from __future__ import annotations
@@ -66,24 +67,34 @@ def measure(
     Args:
         groups: as the target stores them now.
         kinds: what a group may get instead; one whose blocks do not fill its rows is left out.
-        known: groups that need not be measured again; ``""``: all of them as they are.
+        known: names that need not be measured again.
 
     Yields:
-        A group's name with its facts: ``loss`` with its own weights instead, ``error`` now,
-        ``errors`` by kind, and, where the coarsest kind is clearly coarser than what is there,
-        ``coarsest`` with its ``kind`` and ``loss``. First ``""``: the ``loss`` of all as they are
-        now, and ``own``, with all their own weights.
+        A name with its facts. First ``""``: the ``loss`` of all as they are now, and ``own``, with
+        all their own weights. Then a kind: the ``loss`` with it in every group that it fits. Then
+        a group: ``loss`` with its own weights instead, ``error`` now, ``errors`` by kind, and,
+        where the coarsest kind is clearly coarser than what is there, ``coarsest`` with its
+        ``kind`` and ``loss``.
     """
     own_loss = None if "" in known else opened.loss(items)
     for group in groups.values():
         opened.put(group)
     if own_loss is not None:
         yield "", {"loss": opened.loss(items), "own": own_loss}
+    for kind in kinds:
+        fitted = [group for group in groups.values() if _fits(opened, group, kind)]
+        if kind in known or not fitted:
+            continue
+        for group in fitted:
+            opened.put(dict.fromkeys(group, kind))
+        yield kind, {"loss": opened.loss(items)}
+        for group in fitted:
+            opened.put(group)
     for name, group in groups.items():
         if name in known:
             continue
         own = [opened.weights[key] for key in group]
-        fitting = [k for k in kinds if all(w.shape[1] % block_size(k) == 0 for w in own)]
+        fitting = [kind for kind in kinds if _fits(opened, group, kind)]
         errors = {kind: sum(_error(w, kind) for w in own) for kind in fitting}
         now = sum(_error(opened.weights[key], kind) for key, kind in group.items())
         opened.put(dict.fromkeys(group, ""))
@@ -102,6 +113,10 @@ def _open(folder: Path, keys: Iterable[str], dtype: str) -> _Opened:
     quicken(model)
     places = dict(model.named_parameters(remove_duplicate=False))
     return _Opened(model, read_weights(folder, keys), places)
+
+
+def _fits(opened: _Opened, group: Types, kind: str) -> bool:
+    return all(opened.weights[key].shape[1] % block_size(kind) == 0 for key in group)
 
 
 def _error(weight: Tensor, kind: str) -> float:
