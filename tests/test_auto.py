@@ -250,6 +250,7 @@ def test_a_killed_measuring_goes_on(run: Path, tmp_path: Path) -> None:
     assert len(set(names)) == len(names) and set(names) >= {"", "Q8_0", *groups}
 
 
+@pytest.mark.slow
 def test_types_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:
     """They may come from the ftype itself."""
     source, out = tmp_path / "16.gguf", tmp_path / "out.gguf"

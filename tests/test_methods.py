@@ -102,6 +102,7 @@ def test_it_learns_and_what_is_saved_is_what_was_trained(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "lora", "dora", "qlora"])
 def test_in_bfloat16_it_learns_as_in_float32(
     name: str, base: Path, data: Path, tmp_path: Path

@@ -92,6 +92,7 @@ def sessions(exported: dict[str, Path]) -> Iterator[dict[int, Any]]:
         session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "pre", "config"), SOME_SLOW)
 def test_fp32_is_the_host(
     family: str, pre: str, config: dict[str, Any], make_model: Callable[..., Path], tmp_path: Path
@@ -121,6 +122,7 @@ def test_fewer_bits_diverge_more(exported: dict[str, Path], tiny: Path, evaluati
     assert bytes_["int4"] < 0.5 * bytes_["int8"]
 
 
+@pytest.mark.slow
 def test_another_models_weights_are_found(
     exported: dict[str, Path], make_model: Callable[..., Path], evaluation: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_another_models_weights_are_found(
         verify.verify("onnxruntime-genai", exported["fp32"], other, evaluation, exact=True)
 
 
+@pytest.mark.slow
 def test_the_eos_is_the_given_one(exported: dict[str, Path], tiny: Path, tmp_path: Path) -> None:
     onnx.export(tiny, tmp_path / "model", onnx.OnnxSettings(), [0, 2])
     config = json.loads((tmp_path / "model" / "genai_config.json").read_text())
@@ -247,6 +250,7 @@ def test_wrong_settings_and_architectures_are_one_line(tiny: Path, tmp_path: Pat
         onnx.check_supported(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_builders_failure_is_its_one_line(tiny: Path, tmp_path: Path) -> None:
     settings = onnx.OnnxSettings("int4", block_size=17)
     with pytest.raises(UserError, match="the ONNX model builder failed on .*: ") as caught:
