@@ -52,6 +52,7 @@ def test_the_set_is_sound() -> None:
     assert not any(character.isdigit() for q in questions for character in q.question)
 
 
+@pytest.mark.slow
 def test_likelihoods_are_the_models(tiny: Path, items: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

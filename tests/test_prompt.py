@@ -76,6 +76,7 @@ def test_a_character_of_several_tokens_is_whole(tiny: Path, tmp_path: Path) -> N
     assert all("🦆" in text and "\ufffd" not in text for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [6, 40])
 def test_a_limit_is_the_runs_own(tiny: Path, limit: int) -> None:
     """Worked examples come from the training questions that there are."""

@@ -221,6 +221,7 @@ def test_other_shots_do_not_train_again(roomy: Path, tmp_path: Path) -> None:
     assert "shots 2" in (tmp_path / "run/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_one_line(tiny: Path, tmp_path: Path) -> None:
     assert "task.shots=20 needs as many" in refused(
         "train", *_chosen(tiny), "--out", tmp_path / "a", "--shots", "20"
