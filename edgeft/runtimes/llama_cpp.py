@@ -229,18 +229,18 @@ class LlamaSession:
 
 
 def _prefill(sequences: Sequences, prompt: Sequence[int]) -> Logits:
-    """Compute a prompt alone, in whole batches: logits of what follows it, [vocabulary]."""
+    """Compute a prompt alone, in whole batches: logits of what follows it, [1, vocabulary]."""
     for at in range(0, len(prompt), sequences.batch_size):
         part = prompt[at : at + sequences.batch_size]
         sequences.feed(0, at, part, int(at + len(part) == len(prompt)))
         logits = sequences.decode()
-    return logits[0]
+    return logits
 
 
 def _decode(sequences: Sequences, position: int, token: int) -> Logits:
-    """Compute one token: logits of what follows it, [vocabulary]."""
+    """Compute one token: logits of what follows it, [1, vocabulary]."""
     sequences.feed(0, position, [token], 1)
-    return sequences.decode()[0]
+    return sequences.decode()
 
 
 def _free(slots: dict[int, _Slot], count: int, waiting: deque[int]) -> list[int]:
