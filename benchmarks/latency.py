@@ -4,7 +4,10 @@
 
 For a GGUF file the peer is llama-bench, built from the sources inside llama-cpp-python's sdist
 (``pip download --no-deps --no-binary :all: llama-cpp-python``): ``cmake -B build
--DBUILD_SHARED_LIBS=OFF vendor/llama.cpp``, then ``cmake --build build --target llama-bench``. For
+-DBUILD_SHARED_LIBS=OFF vendor/llama.cpp``, then ``cmake --build build --target llama-bench``. Another
+build of the same sources alone moves a figure by up to 5%, so link llama-bench's objects with the
+installed ``llama_cpp/lib/lib{llama,ggml,ggml-cpu,ggml-base}.so`` to compare the timing and nothing
+else. For
 an onnxruntime-genai folder it is the plain loop of its own examples. Same threads, prompt and
 number of new tokens. They take turns, each in a process of its own; figures are medians, the ratio
 that of the rounds' ratios, since the machine drifts.
