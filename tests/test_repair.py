@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_report import make_run, write_json
 
 from edgeft import catalog, repair
 from edgeft.errors import UserError
+from edgeft.report.build import build
 from edgeft.rounding import rounded
 from edgeft.train.kernels import RoundedLinear
 from edgeft.train.rounded import round_like, stored
@@ -175,3 +177,14 @@ def test_what_cannot_be_trained_for() -> None:
     for wrong in ({"method": "full"}, {"dropout": 0.1}, {"init": "pissa"}):
         with pytest.raises(ValueError, match="takes method lora"):
             TrainSettings(target="gguf-q4_0", **wrong)
+
+
+def test_a_repaired_target_is_no_step_on_the_way_of_others(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    survives = [v for v in build(run).variants if v.survival.verdict == "survives"]
+    lost = next(v for v in build(run).variants if v.lost_after == survives[-1].target)
+    path = run / "export" / survives[-1].target / "tuned" / "manifest.json"
+    facts = {"rounded": True, "steps": 50}
+    write_json(path, {**json.loads(path.read_text()), "repair": facts})
+    after = {v.target: v.lost_after for v in build(run).variants}
+    assert after[lost.target] not in (None, survives[-1].target)

@@ -317,7 +317,9 @@ def _with_step(variant: Variant, larger: Sequence[Variant]) -> Variant:
     alive = [
         v.target
         for v in larger
-        if (v.device, v.runtime) == here and v.survival.verdict == "survives"
+        if (v.device, v.runtime) == here
+        and v.survival.verdict == "survives"
+        and v.repair is None  # whose weights are others
     ]
     return Variant(**{**vars(variant), "lost_after": alive[-1] if alive else "host"})
 

@@ -33,7 +33,7 @@ class Variant:
         bytes: the artifact's size; None if the bundle is not in the run.
         survival: the comparison with the host.
         lost_after: where retention is below 1 for sure, the smallest larger target of the
-            same device and runtime that still survives, or ``"host"``: the benefit went between
+            same device, runtime and weights that still survives, or ``"host"``: the benefit went between
             that and this one.
         latency: as in ``latency.json``; None if it was not timed.
         not_measured: why it was not, if there is a reason.
