@@ -284,7 +284,7 @@ def test_the_report_says_what_was_chosen(tmp_path: Path) -> None:
     write_json(path, {**json.loads(path.read_text()), "auto": chosen})
     said = (
         "gguf-q4_0 has types chosen by measuring: held-out loss 0.110 -> 0.080 nats a token "
-        "(predicted 0.070); ffn_down 0-7 Q6_K."
+        "(predicted 0.070); groups of tensors: 1 in Q6_K."
     )
     assert said in remarks(build(run))
     assert as_json(build(run))["variants"][0]["auto"] == chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,18 +45,21 @@ def remarks(report: Report) -> list[str]:
         names = [place(v, report.variants) for v in report.variants if v.lost_after == after]
         kept = "the host" if after == "host" else f"{after}, which still survives"
         said.append(f"{', '.join(names)}: the loss comes after {kept}.")
+    further: dict[str, list[str]] = {}
     for target, facts in {v.target: v.repair for v in report.variants if v.repair}.items():
         how = "seeing its rounding" if facts["rounded"] else "as before"
+        further.setdefault(f"{facts['steps']} steps further {how}", []).append(target)
+    for how, names in further.items():
+        has = "has weights of its" if len(names) == 1 else "have each weights of their"
         said.append(
-            f"{target} has weights of its own, trained {facts['steps']} steps further {how}: they "
-            "are for this file and no other."
+            f"{', '.join(names)} {has} own, trained {how}: they are for this file and no other."
         )
     for target, facts in {v.target: v.auto for v in report.variants if v.auto}.items():
-        loss, groups = facts["loss"], facts["groups"]
+        loss, kinds = facts["loss"], Counter(facts["groups"].values())
         said.append(
             f"{target} has types chosen by measuring: held-out loss {loss['ftype']:.3f} -> "
-            f"{loss['measured']:.3f} nats a token (predicted {loss['predicted']:.3f}); "
-            f"{', '.join(f'{group} {kind}' for group, kind in groups.items()) or 'none'}."
+            f"{loss['measured']:.3f} nats a token (predicted {loss['predicted']:.3f}); groups of "
+            f"tensors: {', '.join(f'{n} in {kind}' for kind, n in kinds.most_common()) or 'as it was'}."
         )
     for name in dict.fromkeys(v.device for v in report.variants):
         counts = {v.survival.here.tuned.n for v in report.variants if v.device == name}
