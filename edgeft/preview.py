@@ -35,7 +35,7 @@ def preview(recipe: Recipe, count: int) -> list[dict[str, Any]]:
             "folder": str(model.tokenizer_folder(recipe.model, Path(scratch) / "model")),
             "out": scratch,
             "task": asdict(task),
-            "seed": recipe.seed,
+            "seed": recipe.question_seed,
             "room": {},
         }
         child.run("edgeft.prompts", request)

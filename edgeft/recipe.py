@@ -101,6 +101,11 @@ class Recipe:
         if self.track is not None and self.track not in TRACKERS:
             raise ValueError(f"track '{self.track}' is none of: {', '.join(TRACKERS)}")
 
+    @property
+    def question_seed(self) -> int:
+        """The seed that questions are drawn by."""
+        return self.seed if self.task.seed is None else self.task.seed
+
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply ``--set`` overrides such as ``train.lr=1e-4``.

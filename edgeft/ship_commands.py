@@ -36,3 +36,17 @@ def check(
     checking.append_summary(found)
     if not found.passed:
         raise typer.Exit(1)
+
+
+def card(
+    run_folder: RunFolder,
+    target: Targets = None,
+    out: Annotated[Path | None, typer.Option(help="The card's folder; else RUN/card.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Where it will be on the hub.")
+    ] = None,
+) -> None:
+    """A Hugging Face model card and the files it is about, in a folder to upload."""
+    from edgeft import card as cards
+
+    print(cards.write(run_folder, target or [], out, repo_id))

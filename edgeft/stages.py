@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeft import __version__, bench, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
+from edgeft.bench import divergence
 from edgeft.errors import UserError
 from edgeft.exporters import gguf_lora, merge
 from edgeft.progress import Update, say, shown
@@ -104,10 +105,10 @@ def prepare(this: Run) -> None:
     }
     inputs = {
         "edgeft": __version__,
-        "task": asdict(this.recipe.task),
+        "task": {k: v for k, v in asdict(this.recipe.task).items() if (k, v) != ("seed", None)},
         "sources": _data_files(this),
         "general": run.fingerprint({general.SPLIT: [asdict(q) for q in general.questions()]}),
-        "seed": this.recipe.seed,
+        "seed": this.recipe.question_seed,
         "room": room,
         "tokenizer": this.sha256(p for p in model.weight_files(base) if "token" in p.name),
         "template": this.sha256(base.glob("chat_template.jinja")),
@@ -189,9 +190,9 @@ def training_facts(this: Run) -> dict[str, Any]:
 
 def merged(this: Run) -> None:
     """The tuned model's folder: the adapter in the base's weights, or what full training left."""
-    trained = this.path / "train"
-    if not this.recipe.adapter and (trained / "model").is_dir():
-        model_files = {"model": this.sha256(model.weight_files(trained / "model"))}
+    if _trained_whole(this):
+        trained = model.weight_files(this.path / "train" / "model")
+        model_files = {"model": this.sha256(trained)}
         cached("merge", this.path / "merged", model_files, lambda out, _: _take_model(this, out))
         return
     if not this.adapter_files()[0].is_file():
@@ -229,52 +230,108 @@ def _take_model(this: Run, out: Path) -> None:
     merge.copy_tokenizer(_base(this), out)
 
 
-def bench_host(this: Run) -> None:
-    """Score base and tuned in full precision where they were trained: the reference."""
-    data = this.path / "data"
-    facts = json.loads((data / "data.json").read_text())
-    for weights in WEIGHTS:
-        folder = this.folder(weights)
-        job = bench.Job(
-            runtime="transformers",
-            artifact=folder,
-            evaluation=data / "evaluation.jsonl",
-            tokenizer=data / "tokenizer" / "tokenizer.json",
-            task=facts["task"],
-            pattern=facts.get("pattern"),
-            max_new_tokens=new_tokens(this),
-            stop=facts["stop"],
-            context=context(this),
-            parallel=this.recipe.bench.host_parallel,
-        )
-        inputs = {
-            "made_from": this.weights_id(weights),
-            "evaluation": this.sha256([job.evaluation]),
-            "max_new_tokens": job.max_new_tokens,
-            "stop": job.stop,
-            "parallel": job.parallel,
-        }
+def bench_host(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
+    """Score base and tuned in full precision where they were trained: the reference.
 
-        def work(out: Path, update: Update, job: bench.Job = job) -> None:
-            bench.accuracy(job, out, update)
-
-        cached(f"score {weights} on the host", this.path / "bench" / HOST / weights, inputs, work)
+    An adapter is scored beside it too, before anything is merged, so that a merge that loses
+    something is seen.
+    """
+    for name in weights:
+        inputs = {"made_from": this.weights_id(name)}
+        _score_on_host(this, name, this.folder(name), inputs)
+    if "tuned" in weights and this.adapter_files()[0].is_file() and not _trained_whole(this):
+        _bench_adapter(this)
     run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
 
 
-def bench_general(this: Run) -> None:
+def _bench_adapter(this: Run) -> None:
+    """The adapter on the base that it was trained on, which of QLoRA is NF4's."""
+    settings = this.recipe.train
+    place = this.path / "bench" / HOST
+    qlora = settings.method == "qlora" and not this.recipe.adapter
+    described = {
+        "base": str(_base(this).resolve()),
+        "adapter": str(this.adapter.resolve()),
+        "kind": merge.DEQUANTIZED if qlora else merge.ORIGINAL,
+        "dtype": settings.dtype,
+    }
+    run.write_json(place / "adapter.json", described)
+    inputs = {
+        "adapter": this.sha256(this.adapter_files()),
+        "base": this.weights_id("base"),
+        "merged": this.weights_id("tuned"),
+        "kind": described["kind"],
+        "dtype": settings.dtype if qlora else None,
+    }
+    _score_on_host(this, "adapter", place / "adapter.json", inputs, reference(this))
+
+
+def _score_on_host(
+    this: Run, name: str, artifact: Path, inputs: dict[str, Any], compared: Path | None = None
+) -> None:
+    data = this.path / "data"
+    facts = json.loads((data / "data.json").read_text())
+    job = bench.Job(
+        runtime="transformers",
+        artifact=artifact,
+        evaluation=data / "evaluation.jsonl",
+        tokenizer=data / "tokenizer" / "tokenizer.json",
+        task=facts["task"],
+        pattern=facts.get("pattern"),
+        max_new_tokens=new_tokens(this),
+        stop=facts["stop"],
+        context=context(this),
+        parallel=this.recipe.bench.host_parallel,
+        reference=compared,
+    )
+    inputs = {
+        **inputs,
+        "evaluation": this.sha256([job.evaluation]),
+        "max_new_tokens": job.max_new_tokens,
+        "stop": job.stop,
+        "parallel": job.parallel,
+    }
+
+    def work(out: Path, update: Update) -> None:
+        bench.accuracy(job, out, update)
+
+    cached(f"score {name} on the host", this.path / "bench" / HOST / name, inputs, work)
+
+
+def reference(this: Run) -> Path:
+    """The host's next-token distributions, which travel with every bundle of tuned weights."""
+    evaluation = this.path / "data" / "evaluation.jsonl"
+    out = this.path / "bench" / HOST / "reference"
+    inputs = {
+        "made_from": this.weights_id("tuned"),
+        "evaluation": this.sha256([evaluation]),
+        "questions": divergence.QUESTIONS,
+        "top": divergence.TOP,
+    }
+
+    def work(partial: Path, _: Update) -> None:
+        divergence.make(this.folder("tuned"), evaluation, partial / divergence.FILE)
+
+    cached("reference distributions", out, inputs, work)
+    return out / divergence.FILE
+
+
+def _trained_whole(this: Run) -> bool:
+    """Whether training left a model and no adapter."""
+    return not this.recipe.adapter and (this.path / "train" / "model").is_dir()
+
+
+def bench_general(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
     """Look for forgetting: general questions, base and tuned on the host."""
     items = this.path / "data" / "general.jsonl"
     if not items.is_file():  # made before there were any
         return
-    for weights in WEIGHTS:
+    for name in weights:
         cached(
-            f"general questions, {weights}",
-            this.path / "bench" / "general" / HOST / weights,
-            {"made_from": this.weights_id(weights), "items": this.sha256([items])},
-            lambda out, _, weights=weights: bench.general(
-                "transformers", this.folder(weights), items, out
-            ),
+            f"general questions, {name}",
+            this.path / "bench" / "general" / HOST / name,
+            {"made_from": this.weights_id(name), "items": this.sha256([items])},
+            lambda out, _, name=name: bench.general("transformers", this.folder(name), items, out),
         )
 
 
@@ -315,7 +372,7 @@ def _encode(this: Run, base: Path, room: dict[str, Any], out: Path) -> None:
         "folder": str(base),
         "out": str(out),
         "task": asdict(settings),
-        "seed": this.recipe.seed,
+        "seed": this.recipe.question_seed,
         "room": room,
     }
     encoded = child.run("edgeft.prompts", request)[-1]

@@ -38,7 +38,7 @@ RESAMPLES = 10_000
 SEED = 0
 KEEP = 0.8
 _EACH_WAY = 0.5  # made-up questions gained, and as many lost
-_TAILS = (0.025, 0.975)
+TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Result:
         correct: whether that is the gold answer.
         gold_logprob: sum of log p over the gold solution's tokens, nats.
         gold_tokens: how many tokens those are.
+        kl: mean KL divergence a gold token from the host's tuned model, nats; None: not taken.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Result:
     correct: bool
     gold_logprob: float
     gold_tokens: int
+    kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def survival(
 
 def wilson(right: int, n: int) -> Interval:
     """Wilson's 95% score interval of a proportion, without continuity correction."""
-    z = NormalDist().inv_cdf(_TAILS[1])
+    z = NormalDist().inv_cdf(TAILS[1])
     p = right / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -257,7 +259,7 @@ def retention_interval(on_host: NDArray[np.int64], at_target: NDArray[np.int64])
 
 
 def _ends(draws: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(draws, _TAILS)
+    low, high = np.quantile(draws, TAILS)
     return float(low), float(high)
 
 

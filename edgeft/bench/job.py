@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import child, run
+from edgeft.bench import divergence
 from edgeft.errors import UserError
 from edgeft.transports import Transport
 from edgeft.transports.local import Local
@@ -29,6 +30,7 @@ class Job:
         threads: CPU threads, 0 for every core that the process may use.
         parallel: sequences in one batch.
         bytes_per_token: of weights that decoding one token reads; None: not known.
+        reference: the host's distributions, see :mod:`edgeft.bench.divergence`; None: not compared.
     """
 
     runtime: str
@@ -43,19 +45,22 @@ class Job:
     parallel: int = 32
     pattern: str | None = None
     bytes_per_token: int | None = None
+    reference: Path | None = None
 
     def at(self, folder: Path, other: Path) -> Job:
         """The same job where ``other`` is what ``folder`` is here."""
-        moved = {name: other / getattr(self, name).relative_to(folder) for name in _PATHS}
+        moved = {name: other / path.relative_to(folder) for name, path in self._paths().items()}
         return replace(self, **moved)
 
     def request(self) -> dict[str, Any]:
         """As JSON for a child."""
-        paths = {name: str(getattr(self, name)) for name in _PATHS}
-        return {**self.__dict__, **paths}
+        return {**self.__dict__, **{name: str(path) for name, path in self._paths().items()}}
+
+    def _paths(self) -> dict[str, Path]:
+        return {name: getattr(self, name) for name in _PATHS if getattr(self, name) is not None}
 
 
-_PATHS = ("artifact", "evaluation", "tokenizer")
+_PATHS = ("artifact", "evaluation", "tokenizer", "reference")
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ HERE = Place(Local())
 
 def job_of_request(request: Mapping[str, Any]) -> Job:
     """The inverse of :meth:`Job.request`."""
-    return Job(**{**request, **{name: Path(request[name]) for name in _PATHS}})
+    return Job(**{**request, **{name: Path(request[name]) for name in _PATHS if request[name]}})
 
 
 def job_of_bundle(bundle: Path, *, threads: int = 0, parallel: int = 32) -> Job:
@@ -125,4 +130,5 @@ def job_of_bundle(bundle: Path, *, threads: int = 0, parallel: int = 32) -> Job:
         parallel=parallel,
         pattern=manifest.get("pattern"),
         bytes_per_token=manifest.get("bytes_per_token"),
+        reference=bundle / divergence.FILE if divergence.FILE in manifest["files"] else None,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeft import child
+from edgeft.bench import divergence
 from edgeft.bench.job import job_of_request
 from edgeft.prompts import first, own_answer, read_items
 from edgeft.runtimes import open_session
@@ -33,8 +34,11 @@ def score(request: dict[str, Any], emit: Emit) -> None:
     known = set(request["scored"])
     left = [item for item in items if item.id not in known]
     pairs = [(item.prompt, item.gold) for item in left]
+    reference = divergence.read(job.reference) if job.reference else None
+    kl = divergence.divergences(session, left, reference) if reference else {}
     for item, logprob in zip(left, session.score(pairs), strict=True):
-        emit("score", id=item.id, gold_logprob=logprob, gold_tokens=len(item.gold))
+        taken = {"kl": kl[item.id]} if item.id in kl else {}
+        emit("score", id=item.id, gold_logprob=logprob, gold_tokens=len(item.gold), **taken)
     known = set(request["answered"])
     left = [item for item in items if item.id not in known]
     prompts = [item.prompt for item in left]

@@ -110,7 +110,7 @@ def _merge(
     from edgeft.train.heldout import heldout_loss
 
     shutil.rmtree(out, ignore_errors=True)
-    model = _base_model(base, kind, dtype)
+    model = base_model(base, kind, dtype)
     try:
         adapted = PeftModel.from_pretrained(model, adapter).eval()
     except (RuntimeError, ValueError) as error:
@@ -136,8 +136,12 @@ def _merge(
     return {"max_logit_diff": difference, "allowed": allowed, "heldout_loss": loss}
 
 
-def _base_model(base: Path, kind: str, dtype: str) -> Any:
-    """The base in float32, with the weights that the adapter is merged into."""
+def base_model(base: Path, kind: str, dtype: str) -> Any:
+    """The base in float32, with the weights that the adapter is merged into.
+
+    Args:
+        kind, dtype: see :func:`merge`.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from edgeft.exporters import (
 from edgeft.exporters.gguf_settings import GgufSettings
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
-from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
+from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens, reference
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Order:
         return self.target.adapter and self.weights == "tuned"
 
 
-def export(this: Run, targets: list[Target]) -> None:
+def export(this: Run, targets: list[Target], weights: Sequence[str] = WEIGHTS) -> None:
     """Every target for base and tuned; a target that fails does not keep the others.
 
     Raises:
@@ -74,16 +75,16 @@ def export(this: Run, targets: list[Target]) -> None:
     check_supported(this.folder("base"), targets, checkout(this))
     gguf_lora.check_supported(targets, this.recipe, this.adapter)
     failed: dict[str, str] = {}
-    for weights in WEIGHTS:
+    for name in weights:
         ready: set[Path] = set()
         for target in targets:
             if target.name in failed:
                 continue
             try:
-                _export(this, target, weights, ready)
+                _export(this, target, name, ready)
             except UserError as error:
                 failed[target.name] = str(error)
-                say(f"✗ export {target.name} {weights}: {error}")
+                say(f"✗ export {target.name} {name}: {error}")
     if len(failed) == 1:
         [(name, reason)] = failed.items()
         raise UserError(f"{name} was not exported: {reason}")
@@ -169,8 +170,9 @@ def _bundle(this: Run, order: Order) -> Path:
         source = [this.path / "gguf" / order.source / "model.gguf"]
     else:
         source = model.weight_files(order.folder)
+    compared = reference(this) if weights == "tuned" else None
     inputs = {
-        "source": this.sha256([*source, evaluation, words]),
+        "source": this.sha256([*source, evaluation, words, *([compared] if compared else [])]),
         "settings": target.settings,
         "manifest": manifest,
     }
@@ -181,6 +183,8 @@ def _bundle(this: Run, order: Order) -> Path:
         verified = make(this, order, out / artifact)
         shutil.copyfile(evaluation, out / "evaluation.jsonl")
         shutil.copyfile(words, out / "tokenizer.json")
+        if compared:
+            shutil.copyfile(compared, out / compared.name)
         files = {
             str(path.relative_to(out)): {"bytes": path.stat().st_size, "sha256": run.sha256(path)}
             for path in sorted(out.rglob("*"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -260,10 +260,10 @@ def read_results(folder: Path) -> list[Result] | None:
     path = folder / "results.jsonl"
     if not path.is_file():
         return None
-    names = [f.name for f in fields(Result)]
+    names = [f.name for f in fields(Result) if f.default is MISSING]
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Result(**{name: line[name] for name in names}) for line in lines]
+        return [Result(**{name: line[name] for name in names}, kl=line.get("kl")) for line in lines]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): delete {folder} and bench again") from error
 

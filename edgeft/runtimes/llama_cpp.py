@@ -319,3 +319,8 @@ def chat_template(session: LlamaSession) -> str | None:
     """The chat template in the file."""
     template = llama.llama_model_chat_template(session.model, None)
     return template.decode() if template else None
+
+
+def ends(session: LlamaSession, token: int) -> bool:
+    """Whether llama.cpp's programs end an answer at this token."""
+    return bool(llama.llama_vocab_is_eog(session.vocab, token))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -230,6 +231,11 @@ def open_session(
 ) -> TransformersSession:
     """Open a model folder; the arguments are those of :func:`edgeft.runtimes.open_session`.
 
+    Args:
+        artifact: the folder, or a JSON file that names a ``base`` and the PEFT ``adapter`` to put on
+            it unmerged, the ``kind`` of base and ``dtype``, as :mod:`edgeft.exporters.merge` has
+            them.
+
     Raises:
         UserError: the folder holds no causal language model that transformers opens.
     """
@@ -238,11 +244,23 @@ def open_session(
     torch.set_num_threads(thread_count(threads))
     torch.set_float32_matmul_precision("highest")  # no TF32: this is the reference
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            artifact, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
+        if artifact.suffix == ".json":
+            model = _adapted(json.loads(artifact.read_text()))
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                artifact, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{artifact} does not open in transformers: {reason}") from error
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return TransformersSession(model, context, parallel)
+
+
+def _adapted(named: dict[str, str]) -> Any:
+    from peft import PeftModel
+
+    from edgeft.exporters.merge import base_model
+
+    base = base_model(Path(named["base"]), named["kind"], named["dtype"])
+    return PeftModel.from_pretrained(base, named["adapter"]).get_base_model()

@@ -29,6 +29,7 @@ class TaskSettings:
         system: a system prompt. None: the chat template's own, if it has one.
         pattern: a regular expression whose last match (its first group, if it has one) is the
             answer in a completion.
+        seed: of the questions; None: the recipe's, so that other seeds train on other questions.
         annotations: keep GSM8K's calculator annotations, as in ``48/2=<<48/2=24>>24``.
     """
 
@@ -44,6 +45,7 @@ class TaskSettings:
     template: str | None = None
     system: str | None = None
     pattern: str | None = None
+    seed: int | None = None
     annotations: bool = True
 
     def __post_init__(self) -> None:
