@@ -47,18 +47,19 @@ def write(
     """
     check_repo_id(repo_id)
     place = out or run / "card"
-    with runs.locked(runs.check(run)), runs.hash_cache(run) as hashes:
-        report = build(run)
-        about = describe(run, report, repo_id)
-        prefix = f"{about.model}-{about.task}"
-        report, shipped, left_out = select(run, report, targets, prefix, hashes)
-        for target, why in left_out.items():
-            say(f"· without {target}: {why}")
-        _check_place(place)
-        try:
+    try:
+        with runs.locked(runs.check(run)), runs.hash_cache(run) as hashes:
+            report = build(run)
+            about = describe(run, report, repo_id)
+            prefix = f"{about.model}-{about.task}"
+            report, shipped, left_out = select(run, report, targets, prefix, hashes)
+            for target, why in left_out.items():
+                say(f"· without {target}: {why}")
+            _check_place(place)
             _replace(place, render(about, report, shipped), shipped)
-        except OSError as error:
-            raise UserError(f"cannot write {place}: {runs.disk_reason(error)}") from error
+    except OSError as error:
+        reason = runs.disk_reason(error)
+        raise UserError(f"cannot write {error.filename or place}: {reason}") from error
     if about.license is None:
         say("· the base model's license is not known here: say license: in README.md's first lines")
     if repo_id:

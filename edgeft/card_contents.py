@@ -224,11 +224,10 @@ def _shipped(run: Path, bundle: Path, target: str, prefix: str, taken: set[str])
     manifest = _json(bundle / "manifest.json")
     artifact = str(manifest["artifact"])
     found = _artifact_files(manifest)
-    place = _plain(target)
     if artifact in found:  # one file
-        place = f"{prefix}-{_suffix(target)}{Path(artifact).suffix}"
-        if place in taken:
-            place = f"{prefix}-{_plain(target)}{Path(artifact).suffix}"
+        place = _free(f"{prefix}-{_suffix(target)}", Path(artifact).suffix, taken)
+    else:
+        place = _free(_plain(target), "", taken)
     names = {name: place + name.removeprefix(artifact) for name in found}
     files = {names[name]: bundle / name for name in found}
     hashes = {names[name]: str(facts["sha256"]) for name, facts in found.items()}
@@ -250,6 +249,13 @@ def _shipped(run: Path, bundle: Path, target: str, prefix: str, taken: set[str])
     )
 
 
+def _free(stem: str, suffix: str, taken: set[str]) -> str:
+    """A name that no other target has, on a file system that ignores case either."""
+    names = [stem + suffix, *(f"{stem}-{i}{suffix}" for i in range(2, len(taken) + 2))]
+    used = {name.lower() for name in taken}
+    return next(name for name in names if name.lower() not in used)
+
+
 def _suffix(target: str) -> str:
     """``gguf-q4_k_m-imatrix`` as ``Q4_K_M-imatrix``: where people look for the quantization."""
     name = target.removeprefix("gguf-")
@@ -265,11 +271,6 @@ def _plain(name: str) -> str:
 def _only(report: Report, variants: list[Variant]) -> Report:
     """The report of these variants alone."""
     places = {(v.target, v.device) for v in variants} | {(None, None)}
-    targets = {v.target for v in variants} | {"host"}
-    variants = [
-        v if v.lost_after is None or v.lost_after in targets else replace(v, lost_after=None)
-        for v in variants
-    ]
     return replace(
         report,
         variants=variants,

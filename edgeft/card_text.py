@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +62,22 @@ _RUNTIME_PACKAGES = ("llama-cpp-python", "onnxruntime-genai", "onnxruntime")
 def body(about: About, report: Report, shipped: Sequence[Shipped]) -> str:
     """Everything below the metadata."""
     task = report.recipe.get("task") or {}
+    places = {one.target: one.place for one in shipped}
     parts = [
         f"# {_text(about.name)}",
         *_what(about, report),
         "## Files and scores",
-        *_scores(about, report, shipped),
+        *_scores(report, places),
         "## How to run it",
         *usage(about, task, shipped, _recommended(report)),
         "## How it was trained",
         *_training(about, report),
         "## What it costs",
-        *_costs(report),
+        *_costs(report, places),
         "## How it was measured",
         *_measured(about, report),
         "## Limitations",
-        _bullets(_limitations(about, report)),
+        _bullets(_limitations(report, places)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -100,8 +100,7 @@ def _what(about: About, report: Report) -> list[str]:
     return parts
 
 
-def _scores(about: About, report: Report, shipped: Sequence[Shipped]) -> list[str]:
-    places = {one.target: one.place for one in shipped}
+def _scores(report: Report, places: dict[str, str]) -> list[str]:
     host = report.host
     rows = [
         [
@@ -160,15 +159,16 @@ def _recommended(report: Report) -> str:
 def _training(about: About, report: Report) -> list[str]:
     recipe = report.recipe
     train: dict[str, Any] = recipe.get("train") or {}
+    weights = (
+        f" The base's weights were dequantized from {_text(about.gguf)}." if about.gguf else ""
+    )
     if not about.trained:
-        name = Path(str(recipe["adapter"])).name
-        return [f"A PEFT adapter trained elsewhere ({_text(name)}), merged into the base model."]
+        name = _text(Path(str(recipe["adapter"])).name)
+        return [f"A PEFT adapter trained elsewhere ({name}), on the base model.{weights}"]
     method = train.get("method", TrainSettings().method)
     asked = (report.questions.get("questions") or {}).get("train")
     some = f"{asked:,} questions" if asked else "questions"
-    said = [f"Method: {_text(str(method))}, on {some} of {_text(about.source.name)}."]
-    if about.gguf:
-        said.append(f"The base's weights were dequantized from {_text(about.gguf)}.")
+    said = [f"Method: {_text(str(method))}, on {some} of {_text(about.source.name)}.{weights}"]
     if train.get("target"):
         said.append(
             f"Every step saw the weights rounded as {_text(str(train['target']))} has them."
@@ -193,7 +193,7 @@ def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _costs(report: Report) -> list[str]:
+def _costs(report: Report, places: dict[str, str]) -> list[str]:
     """What was forgotten, and which files have weights or types of their own."""
     said = [_text(sentence(report.forgetting))] if report.forgetting else []
     if not said:
@@ -201,20 +201,29 @@ def _costs(report: Report) -> list[str]:
     general = tables.general(report)
     if general.rows:
         said += [_text(general.note), _table(general)]
-    if own := tables.remarks(_without(report, all_but="own")):
+    if own := _own(report, places):
         said.append(_bullets(own))
     return said
 
 
-def _without(report: Report, all_but: str) -> Report:
-    """A report whose remarks are those on files' own weights, or all the other ones."""
-    variants = [
-        replace(v, lost_after=None, survival=replace(v.survival, needed_questions=None))
-        if all_but == "own"
-        else replace(v, repair=None, auto=None)
-        for v in report.variants
-    ]
-    return replace(report, variants=variants, forgetting=None, advice=[], ship=[])
+def _own(report: Report, places: dict[str, str]) -> list[str]:
+    """Files whose weights or types fit them alone."""
+    said = []
+    variants = {v.target: v for v in report.variants}
+    for target, variant in variants.items():
+        if repair := variant.repair:
+            how = ", seeing its rounding" if repair.get("rounded") else ""
+            said.append(
+                f"{places[target]} has weights of its own, trained {repair['steps']} steps further"
+                f"{how}: they are for this file and no other."
+            )
+        if auto := variant.auto:
+            loss = auto["loss"]
+            said.append(
+                f"{places[target]} has the types that measuring chose for these weights: held-out "
+                f"loss {loss['ftype']:.3f} -> {loss['measured']:.3f} nats a token."
+            )
+    return said
 
 
 def _measured(about: About, report: Report) -> list[str]:
@@ -239,7 +248,7 @@ def _measured(about: About, report: Report) -> list[str]:
     return parts
 
 
-def _limitations(about: About, report: Report) -> list[str]:
+def _limitations(report: Report, places: dict[str, str]) -> list[str]:
     n = report.host.tuned.n
     said = [
         f"The scores are of {n} questions of one task. They say nothing of other tasks, other "
@@ -248,7 +257,16 @@ def _limitations(about: About, report: Report) -> list[str]:
         "Speeds are those of the machines named above. Another machine rounds in another order, and "
         "a few answers may differ there.",
     ]
-    said += tables.remarks(_without(report, all_but="rest"))
+    for device in dict.fromkeys(v.device for v in report.variants):
+        asked = min(v.survival.here.tuned.n for v in report.variants if v.device == device)
+        if asked < n:
+            said.append(f"On {device} {asked} of the {n} questions were asked.")
+    for v in report.variants:
+        if needed := v.survival.needed_questions:
+            said.append(
+                f"{places[v.target]} on {v.device}: about {needed:,} questions would decide whether "
+                "it keeps the gain."
+            )
     for reason in dict.fromkeys(v.not_measured for v in report.variants if v.not_measured):
         said.append(f"Speed was not measured everywhere: {reason}.")
     return said
