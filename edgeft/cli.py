@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,9 +80,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Everything: train, merge, export, bench, report."""
-    from edgeft import catalog, stages
-    from edgeft.bench import stage as benching
-    from edgeft.exporters import stage as exporting
+    from edgeft import catalog, pipeline, stages
     from edgeft.train import ranks
 
     if ranks.is_follower():
@@ -94,15 +91,7 @@ def run(
     given = recipe_of(recipe_file, said, set_)
     targets = catalog.find_targets(given.export.targets)
     with stages.opened(out or default_out(recipe_file), given) as this:
-        stages.prepare(this)
-        stages.train(this)
-        stages.merged(this)
-        stages.bench_host(this)
-        stages.bench_general(this)
-        failed = _failure(lambda: exporting.export(this, targets))
-        if failed and not stages.bundles(this):
-            raise failed
-        failed = benching.bench_devices(this, given.bench.devices) or failed
+        failed = pipeline.run(this, targets, [{"name": name} for name in given.bench.devices])
         _report(this.path, as_json)
         if failed:
             raise failed
@@ -157,9 +146,14 @@ def export(
     out: Out = None,
     set_: Set = None,
     llama_cpp: LlamaCpp = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", help="A GGUF of the tuned model made elsewhere: find its faults."),
+    ] = None,
 ) -> None:
     """Export base and tuned, of a run or of any PEFT adapter (--model BASE --adapter DIR)."""
     from edgeft import catalog, stages
+    from edgeft.exporters import foreign
     from edgeft.exporters import stage as exporting
 
     given = None
@@ -174,8 +168,10 @@ def export(
         out or set_ or llama_cpp
     ):
         raise UserError("a run directory brings its own model, adapter, task and settings")
+    made_elsewhere = [foreign.target_of(path) for path in file or []]
     with stages.opened(run_folder, given) as this:
-        targets = catalog.find_targets(target or this.recipe.export.targets)
+        wanted = target or ([] if file else this.recipe.export.targets)
+        targets = [*catalog.find_targets(wanted), *made_elsewhere]
         stages.prepare(this)
         stages.merged(this)
         exporting.export(this, targets)
@@ -246,7 +242,10 @@ def bench(
     with stages.opened(folder, given) as this:
         stages.bench_host(this)
         stages.bench_general(this)
-        names = [one.name for one in catalog.find_targets(target or [], every=True)]
+        exported = {bundle.parent.name for bundle in stages.bundles(this)}
+        files = [name for name in target or [] if name in exported]
+        unknown = [name for name in target or [] if name not in exported]
+        names = [*files, *(one.name for one in catalog.find_targets(unknown, every=True))]
         devices = device or this.recipe.bench.devices
         failed = benching.bench_devices(this, devices, said, names or None)
         _report(this.path, as_json, asked)
@@ -262,7 +261,7 @@ def _bench_bundle(
     from edgeft import survival
     from edgeft.bench import stage as benching
     from edgeft.report import reading
-    from edgeft.report.build import read_results
+    from edgeft.report.results import read_results
 
     benching.bench_bundle(bundle, out, settings, there)
     score = survival.score([r for r in read_results(out) or [] if not r.group])
@@ -338,15 +337,6 @@ def prompt(
         print(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         preview.show(shown)
-
-
-def _failure(work: Callable[[], None]) -> UserError | None:
-    """What went wrong in work whose failure must not keep the rest from being done."""
-    try:
-        work()
-    except UserError as error:
-        return error
-    return None
 
 
 def _limits(memory: str | None, tok_s: float | None, retention: float | None) -> Limits:

@@ -125,17 +125,25 @@ def _text(path: Path, what: str) -> str:
 
 def parse(text: str, overrides: Iterable[str] = (), name: str = "recipe") -> Recipe:
     """A recipe from YAML text; ``name`` is what errors call it."""
-    data, where = _mapping(text, name, "a recipe is a mapping such as 'model: smollm2-135m'")
+    data, where = mapping(text, name, "a recipe is a mapping such as 'model: smollm2-135m'")
     for override in overrides:
         path, value = _override(override)
         where[path] = f"--set {override}"
         _put(data, path, value, override)
-    recipe: Recipe = _build(Recipe, data, where, name)
+    recipe: Recipe = build(Recipe, data, where, name)
     return recipe
 
 
-def _mapping(text: str, name: str, hint: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """A YAML mapping, and where each of its keys stands."""
+def mapping(text: str, name: str, hint: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """A YAML mapping, and where each of its keys stands.
+
+    Args:
+        name: what errors call the text.
+        hint: what to write instead of what is no mapping.
+
+    Raises:
+        UserError: it is no YAML, or no mapping.
+    """
     try:
         data = yaml.safe_load(text) or {}
         lines = _lines(yaml.compose(text))
@@ -164,10 +172,10 @@ def completed(recipe: Recipe) -> Recipe:
 
 def _task_file(path: Path, given: TaskSettings) -> TaskSettings:
     """A task's settings from its own file; what the recipe says besides goes first."""
-    data, where = _mapping(
+    data, where = mapping(
         _text(path, "task"), str(path), "a task is a mapping such as 'data: my.jsonl'"
     )
-    found: TaskSettings = _build(TaskSettings, {"name": "jsonl", **data}, where, str(path))
+    found: TaskSettings = build(TaskSettings, {"name": "jsonl", **data}, where, str(path))
     if found.data and (beside := path.parent / found.data).exists():
         found = replace(found, data=str(beside))
     said = {
@@ -211,7 +219,15 @@ def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
-def _build(kind: Any, data: dict[str, Any], where: Mapping[tuple[str, ...], str], name: str) -> Any:
+def build(kind: Any, data: dict[str, Any], where: Mapping[tuple[str, ...], str], name: str) -> Any:
+    """A dataclass from a mapping, nested ones too, validated.
+
+    Args:
+        where: what :func:`mapping` said of the keys' places.
+
+    Raises:
+        UserError: an unknown key or a wrong value; its place is named.
+    """
     from pydantic import ValidationError
 
     _check_keys(kind, data, where, name, ())

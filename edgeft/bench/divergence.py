@@ -108,7 +108,8 @@ def kl(tokens: NDArray[np.int32], logprobs: NDArray[np.float32], logits: Logits)
 def _log_softmax(picked: Logits, logits: Logits) -> NDArray[np.float64]:
     top = logits.max(1, keepdims=True).astype(np.float64)
     sums = np.exp(logits - top.astype(np.float32)).sum(1, dtype=np.float64, keepdims=True)
-    return picked - top - np.log(sums)
+    found: NDArray[np.float64] = picked - top - np.log(sums)
+    return found
 
 
 def _reference(session: Any, items: Sequence[Item]) -> Reference:

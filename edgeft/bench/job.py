@@ -49,7 +49,8 @@ class Job:
 
     def at(self, folder: Path, other: Path) -> Job:
         """The same job where ``other`` is what ``folder`` is here."""
-        moved = {name: other / path.relative_to(folder) for name, path in self._paths().items()}
+        paths = self._paths().items()
+        moved: dict[str, Any] = {name: other / path.relative_to(folder) for name, path in paths}
         return replace(self, **moved)
 
     def request(self) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class GgufSettings:
             to the tensor's ggml type, such as ``Q6_K``; the first that is found counts.
         auto: such types are found by measuring; see :mod:`edgeft.exporters.auto`.
         lora: the base is quantized, and the adapter stays beside it instead of being merged.
+        file: a GGUF made elsewhere that stands for tuned; see :mod:`edgeft.exporters.foreign`.
     """
 
     ftype: str = ""
@@ -83,6 +84,7 @@ class GgufSettings:
     types: Mapping[str, str] = field(default_factory=dict)
     lora: bool = False
     auto: AutoSettings | None = None
+    file: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.ftype, str):
@@ -106,8 +108,13 @@ class GgufSettings:
             if self.ftype in UNQUANTIZED and getattr(self, key):
                 raise UserError(f"gguf.{key}: nothing is quantized with ftype {self.ftype}")
         for kind in (self.ftype, *self.types.values()):
-            if not self.imatrix and _NEED_MATRIX.fullmatch(kind):
+            if not self.imatrix and needs_matrix(kind):
                 raise UserError(f"{kind} needs an importance matrix: imatrix = true")
+
+
+def needs_matrix(kind: str) -> bool:
+    """Whether llama.cpp refuses a type without an importance matrix."""
+    return bool(_NEED_MATRIX.fullmatch(kind))
 
 
 def settings_of(target: str, table: Mapping[str, Any]) -> GgufSettings:

@@ -16,6 +16,7 @@ from edgeft.errors import UserError
 from edgeft.exporters import (
     auto,
     check_supported,
+    foreign,
     gguf_lora,
     gguf_settings,
     imatrix,
@@ -23,6 +24,7 @@ from edgeft.exporters import (
     onnx,
     portable,
 )
+from edgeft.exporters.faults import WEIGHTS as WRONG_WEIGHTS
 from edgeft.exporters.gguf_settings import GgufSettings
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
@@ -162,6 +164,8 @@ def _bundle(this: Run, order: Order) -> Path:
     }
     if order.folder != this.folder(weights):
         manifest["repair"] = repair.facts(this, target)
+    if target.format == "gguf" and order.gguf.file and weights == "tuned":
+        manifest["elsewhere"] = Path(order.gguf.file).name
     if order.auto:
         manifest["auto"] = {name: order.auto[name] for name in ("groups", "loss")}
     if order.adapted:
@@ -209,20 +213,45 @@ def _bundle(this: Run, order: Order) -> Path:
 def _gguf(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     source = this.path / "gguf" / order.source / "model.gguf"
     ftype = order.gguf.ftype
+    if order.gguf.file and order.weights == "tuned":
+        return _elsewhere(this, order, artifact)
     if ftype == "F16":
         _link(source, artifact)
         verified: dict[str, Any] = json.loads((source.parent / "verify.json").read_text())
         return verified
+    _quantize(this, order, artifact)
+    exact = ftype in gguf_settings.UNQUANTIZED
+    return _verify(order, artifact, exact=exact, reference=None if exact else source)
+
+
+def _quantize(this: Run, order: Order, out: Path) -> None:
     matrix = _matrix(this, order)
     request = {
-        "source": str(source),
-        "out": str(artifact),
-        "ftype": ftype,
+        "source": str(this.path / "gguf" / order.source / "model.gguf"),
+        "out": str(out),
+        "ftype": order.gguf.ftype,
         "imatrix": str(matrix) if matrix else None,
         "types": order.types,
     }
     child.run("edgeft.exporters.quantize", request)
-    return _verify(order, artifact, exact=ftype in gguf_settings.UNQUANTIZED)
+
+
+def _elsewhere(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
+    """A file made elsewhere, with all that is wrong with it: that is what is to be found out."""
+    shutil.copyfile(Path(order.gguf.file or ""), artifact)
+    tuned, base = (this.path / "gguf" / name / "model.gguf" for name in ("tuned", "base"))
+    exact = order.gguf.ftype in gguf_settings.UNQUANTIZED
+    expected = tuned
+    if not exact:
+        expected = artifact.with_name("expected.gguf")
+        _quantize(this, order, expected)
+    found = foreign.diagnose(artifact, tuned, base, expected)
+    if expected != tuned:
+        expected.unlink()
+    verified = _verify(order, artifact, exact=exact, strict=False)
+    # That the logits differ says less than why they do.
+    seen = [f for f in verified["faults"] if not (found["faults"] and f["kind"] == WRONG_WEIGHTS)]
+    return {**verified, "faults": [*found["faults"], *seen], "tensors": found["tensors"]}
 
 
 def _gguf_inputs(this: Run, order: Order) -> dict[str, Any]:
@@ -230,6 +259,8 @@ def _gguf_inputs(this: Run, order: Order) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     if matrix := _matrix(this, order):
         inputs["imatrix"] = this.sha256([matrix])
+    if order.gguf.file:
+        inputs["file"] = this.sha256([Path(order.gguf.file)])
     if order.types:  # their order counts, which the settings' fingerprint does not see
         inputs["types"] = list(order.types.items()) if order.auto else list(order.types)
     return inputs
@@ -358,13 +389,23 @@ def _adapter(this: Run, order: Order, out: Path) -> None:
     cached("export the adapter, verify", out, inputs, work)
 
 
-def _verify(order: Order, artifact: Path, *, exact: bool) -> dict[str, Any]:
+def _verify(
+    order: Order,
+    artifact: Path,
+    *,
+    exact: bool,
+    strict: bool = True,
+    reference: Path | None = None,
+) -> dict[str, Any]:
+    """``reference``: the 16-bit GGUF from which each tensor's error is taken."""
     request = {
         "runtime": order.target.runtime,
         "artifact": str(artifact),
         "folder": str(order.folder),
         "evaluation": str(order.evaluation),
         "exact": exact,
+        "strict": strict,
+        "reference": str(reference) if reference else None,
     }
     verified = child.run("edgeft.exporters.verify", request, allocator())[-1]
     return {name: value for name, value in verified.items() if name != "event"}

@@ -160,7 +160,12 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
         exact=request["exact"],
         strict=request.get("strict", True),
     )
-    emit("verified", **asdict(done))
+    tensors = None
+    if request.get("reference"):
+        from edgeft.exporters.tensors import errors, summary
+
+        tensors = summary(errors(Path(request["artifact"]), Path(request["reference"])))
+    emit("verified", **asdict(done), tensors=tensors)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,12 +17,20 @@ from edgeft.prompts import read_items
 from edgeft.report.advice import advice
 from edgeft.report.forgetting import Forgetting, forgetting
 from edgeft.report.reading import Readings, readings
+from edgeft.report.results import (
+    HEADLINE,
+    LOCAL,
+    benched,
+    of_group,
+    read_json,
+    read_results,
+    same_as_local,
+)
 from edgeft.report.ship import Choice, Limits, choices
 from edgeft.report.variant import Difference, Facts, Variant
+from edgeft.report.waterfall import attributed
 from edgeft.survival import Benefit, Result
 
-HOST, LOCAL = "host", "local"
-HEADLINE = ""  # the group that the verdict is about
 SHOWN_DIFFERENCES = 10
 _ORDER = ("survives", "partial", "lost", "reversed", "inconclusive")
 
@@ -100,13 +107,13 @@ def build(run: Path, limits: Limits | None = None) -> Report:
     keep = float((recipe.get("report") or {}).get("keep", survival.KEEP))
     evaluation = run / "data" / "evaluation.jsonl"
     questions = {i.id: i for i in read_items(evaluation)} if evaluation.is_file() else {}
-    host = survival.benefit(_group(host_base), _group(host_tuned))
+    host = survival.benefit(of_group(host_base), of_group(host_tuned))
     names = sorted({r.group for r in host_tuned} - {HEADLINE})
     groups = [GroupScore(g, None, None, _group_benefit(host_base, host_tuned, g)) for g in names]
     variants: list[Variant] = []
-    for device, target, base, tuned in _benched(run):
+    for device, target, base, tuned in benched(run):
         on_host = (host_base, host_tuned)
-        stage = _json(run / "bench" / device / target / "tuned" / "stage.json") or {}
+        stage = read_json(run / "bench" / device / target / "tuned" / "stage.json") or {}
         if stage.get("limit") is not None:
             here = {r.id for r in tuned}
             on_host = (
@@ -117,16 +124,16 @@ def build(run: Path, limits: Limits | None = None) -> Report:
             # The headline is part of all questions, so compare the ids of all first.
             survival.survival(on_host[0], on_host[1], base, tuned)
             compared = survival.survival(
-                _group(on_host[0]),
-                _group(on_host[1]),
-                _group(base),
-                _group(tuned),
+                of_group(on_host[0]),
+                of_group(on_host[1]),
+                of_group(base),
+                of_group(tuned),
                 keep=keep,
             )
         except UserError as error:
             raise UserError(f"{target} on {device}: {error}") from error
-        manifest = _json(run / "export" / target / "tuned" / "manifest.json") or {}
-        latency = _json(run / "bench" / device / target / "tuned" / "latency.json") or {}
+        manifest = read_json(run / "export" / target / "tuned" / "manifest.json") or {}
+        latency = read_json(run / "bench" / device / target / "tuned" / "latency.json") or {}
         unmeasured = latency.get(NOT_MEASURED)
         variants.append(
             Variant(
@@ -138,9 +145,11 @@ def build(run: Path, limits: Limits | None = None) -> Report:
                 lost_after=None,
                 latency=latency if latency and not unmeasured else None,
                 verify=manifest.get("verify"),
-                differences=_differences(questions, _group(on_host[1]), _group(tuned)),
+                differences=_differences(questions, of_group(on_host[1]), of_group(tuned)),
                 not_measured=unmeasured,
-                same_as_local=_same(run, target, _group(tuned)) if device != LOCAL else None,
+                same_as_local=same_as_local(run, target, of_group(tuned))
+                if device != LOCAL
+                else None,
                 repair=manifest.get("repair"),
                 auto=manifest.get("auto"),
                 general=forgetting(run, target) if device == LOCAL else None,
@@ -149,16 +158,17 @@ def build(run: Path, limits: Limits | None = None) -> Report:
         groups += [
             GroupScore(g, target, device, _group_benefit(base, tuned, g))
             for g in names
-            if _group(tuned, g)
+            if of_group(tuned, g)
         ]
     variants.sort(key=lambda v: (-(v.bytes or 0), v.target, v.device))
     variants = [_with_step(v, variants[:i]) for i, v in enumerate(variants)]
+    variants = attributed(run, variants)
     machines = sorted((run / "bench").glob("*/machine.json"))
     return Report(
         name=run.resolve().name,
-        edgeft=str((_json(run / "run.json") or {}).get("edgeft", "")),
+        edgeft=str((read_json(run / "run.json") or {}).get("edgeft", "")),
         recipe=recipe,
-        machine={path.parent.name: _json(path) for path in machines},
+        machine={path.parent.name: read_json(path) for path in machines},
         keep=keep,
         host=host,
         variants=variants,
@@ -166,8 +176,8 @@ def build(run: Path, limits: Limits | None = None) -> Report:
         train=_training(run / "train"),
         verdict=_verdict(host, variants),
         forgetting=forgetting(run),
-        advice=advice(host, recipe, _json(run / "train" / "train.json") or {}),
-        merge=_json(run / "merged" / "merge.json"),
+        advice=advice(host, recipe, read_json(run / "train" / "train.json") or {}),
+        merge=read_json(run / "merged" / "merge.json"),
         readings=[
             *readings(run / "bench" / "host", None, None),
             *(
@@ -224,56 +234,14 @@ def _variant_json(variant: Variant) -> Facts:
         "repair": variant.repair,
         "auto": variant.auto,
         "general": asdict(variant.general) if variant.general else None,
+        "steps": [asdict(s) for s in variant.steps],
+        "causes": [asdict(c) for c in variant.causes],
         "differences": [asdict(d) for d in variant.differences],
     }
 
 
-def _benched(run: Path) -> Iterable[tuple[str, str, list[Result], list[Result]]]:
-    host = run / "bench" / "host"
-    for folder in sorted((run / "bench").glob("*/*")):
-        base, tuned = read_results(folder / "base"), read_results(folder / "tuned")
-        if folder.parent.name == "host" or base is None or tuned is None:
-            continue
-        if all(_scored(folder / name) == _scored(host / name) for name in ("base", "tuned")):
-            yield folder.parent.name, folder.name, base, tuned
-
-
-def _same(run: Path, target: str, tuned: Sequence[Result]) -> tuple[int, int] | None:
-    """How many answers are this machine's, of those questions that were answered on both."""
-    folder = run / "bench" / LOCAL / target / "tuned"
-    here = read_results(folder)
-    if here is None or _scored(folder) != _scored(run / "bench" / HOST / "tuned"):
-        return None
-    answers = {r.id: r.answer for r in here}
-    both = [r for r in tuned if r.id in answers]
-    return sum(r.answer == answers[r.id] for r in both), len(both)
-
-
-def _scored(folder: Path) -> tuple[Any, Any]:
-    """Which weights and which questions; results of earlier ones are no part of a report."""
-    stage = _json(folder / "stage.json") or {}
-    return stage.get("made_from"), stage.get("evaluation")
-
-
-def read_results(folder: Path) -> list[Result] | None:
-    """The questions scored in a bench folder; None if it was not benched."""
-    path = folder / "results.jsonl"
-    if not path.is_file():
-        return None
-    names = [f.name for f in fields(Result) if f.default is MISSING]
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Result(**{name: line[name] for name in names}, kl=line.get("kl")) for line in lines]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete {folder} and bench again") from error
-
-
-def _group(results: Sequence[Result], group: str = HEADLINE) -> list[Result]:
-    return [r for r in results if r.group == group]
-
-
 def _group_benefit(base: Sequence[Result], tuned: Sequence[Result], group: str) -> Benefit:
-    return survival.benefit(_group(base, group), _group(tuned, group))
+    return survival.benefit(of_group(base, group), of_group(tuned, group))
 
 
 def _bytes(manifest: Facts) -> int | None:
@@ -356,26 +324,13 @@ def _training(folder: Path) -> Training | None:
             # A resumed run repeats steps: the later line counts.
             if entry.get(name) is not None and math.isfinite(entry[name]):
                 curve[int(entry["step"])] = float(entry[name])
-    facts = _json(folder / "train.json") or {}
+    facts = read_json(folder / "train.json") or {}
     facts.pop("heldout", None)
     return Training(facts, *(sorted(curve.items()) for _, curve in kinds))
 
 
-def _json(path: Path) -> Facts | None:
-    if not path.is_file():
-        return None
-    try:
-        # Python writes NaN, which is no JSON: a loss that diverged is no figure.
-        data: Facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and give the command again") from (
-            error
-        )
-    return data
-
-
 def _questions(path: Path) -> Facts:
-    data = _json(path) or {}
+    data = read_json(path) or {}
     return {name: data[name] for name in ("questions", "left_out") if data.get(name)}
 
 

@@ -9,7 +9,7 @@ from edgeft.report.build import Report
 from edgeft.report.device import THROTTLED, device_title
 from edgeft.report.figures import Table, percent
 from edgeft.report.ship import decode
-from edgeft.report.tables import lead, remarks, tables, worst
+from edgeft.report.tables import WAY, lead, remarks, tables, worst
 from edgeft.report.variant import Variant, place
 
 VERDICTS = (
@@ -92,7 +92,10 @@ def render(report: Report) -> str:
     for table in found:
         if table is late[0]:  # what the curious look at comes after the examples
             parts += [_differences(report), _training(report)]
-        parts.append(_section(table.title, table.note, drawn.get(table.title, ""), _table(table)))
+        body = _table(table)
+        if table.title == WAY:
+            body = _ways(report) + body
+        parts.append(_section(table.title, table.note, drawn.get(table.title, ""), body))
         if table.title == "Retention" and any(v.bytes for v in report.variants):
             note = "Tuned accuracy with 95% interval; the band is the tuned model's on the host."
             parts.append(_section("Size against accuracy", note, plots.size(report), ""))
@@ -108,6 +111,27 @@ def render(report: Report) -> str:
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _ways(report: Report) -> str:
+    """A waterfall for each target, that of the one that agrees least with the host open."""
+    most = worst(report)
+    shown = []
+    for variant in report.variants:
+        if not variant.steps:
+            continue
+        name = place(variant, report.variants)
+        causes = "".join(
+            f"<li>{escape(c.text)}. <b>Try</b> {escape(c.remedy)}.</li>" for c in variant.causes
+        )
+        shown.append(
+            f"<details{' open' if variant is most else ''}><summary>{escape(name)} "
+            f"<span>{escape(variant.survival.verdict)}</span></summary>\n"
+            f"<figure>{plots.waterfall(variant, name)}</figure>\n"
+            + (f'<ul class="remarks">{causes}</ul>' if causes else "")
+            + "</details>\n"
+        )
+    return "".join(shown)
 
 
 def _verdict(verdict: str) -> str:

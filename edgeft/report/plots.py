@@ -8,7 +8,8 @@ from io import StringIO
 from typing import Any
 
 from edgeft.errors import UserError
-from edgeft.report.build import LOCAL, Report, Training
+from edgeft.report.build import Report, Training
+from edgeft.report.results import LOCAL
 from edgeft.report.ship import decode, front
 from edgeft.report.variant import Variant, place
 from edgeft.survival import Score
@@ -88,6 +89,37 @@ def retention(report: Report) -> str:
         axes.set_xlabel("retention: benefit here ÷ benefit on the host")
 
     return _svg(draw, len(shown) * _ROW + 1.1, "Retention of each target with intervals")
+
+
+def waterfall(variant: Variant, name: str) -> str:
+    """Accuracy of the tuned weights from place to place, and what each step changed."""
+    steps = variant.steps
+    places = [steps[0].before, *(s.after for s in steps)]
+    levels = [100 * steps[0].accuracy[0], *(100 * s.accuracy[1] for s in steps)]
+
+    def draw(axes: Any) -> None:
+        axes.barh(0, levels[0], color=_colour("--tuned"), height=0.55)
+        for y, s in enumerate(steps, 1):
+            before, after = levels[y - 1], levels[y]
+            colour = _colour("--lost" if after < before else "--survives")
+            axes.plot([before, before], [y - 1, y], color=_colour("--muted"), lw=0.8)
+            axes.barh(y, after - before, left=before, color=colour, height=0.55)
+            ends = [before + 100 * end for end in s.change_ci]
+            axes.plot(ends, [y, y], color=_colour("--ink"), lw=1.4, solid_capstyle="round")
+            text = f"{100 * s.change:+z.1f}" + ("" if s.nats is None else f", {s.nats:+z.3f} nats")
+            axes.annotate(
+                text,
+                (max(before, after, ends[1]), y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour if s.costs else _colour("--muted"),
+            )
+        _rows(axes, places)
+        axes.set_xlim(0, min(125, max(levels) + 30))
+        axes.set_xlabel(f"{steps[-1].n} questions answered correctly, %")
+
+    return _svg(draw, len(places) * _ROW + 0.9, f"The way of {name}, step by step")
 
 
 def size(report: Report) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from edgeft.attribution import DEVICE, EXPORT, MERGE, QUANTIZE, REPAIR
 from edgeft.report.build import Report
 from edgeft.report.device import device, latency, memory_limit
 from edgeft.report.figures import (
@@ -61,6 +62,7 @@ def remarks(report: Report) -> list[str]:
             f"{loss['measured']:.3f} nats a token (predicted {loss['predicted']:.3f}); groups of "
             f"tensors: {', '.join(f'{n} in {kind}' for kind, n in kinds.most_common()) or 'as it was'}."
         )
+    said += _causes(report)
     for name in dict.fromkeys(v.device for v in report.variants):
         counts = {v.survival.here.tuned.n for v in report.variants if v.device == name}
         if min(counts) < report.host.tuned.n:
@@ -73,9 +75,18 @@ def remarks(report: Report) -> list[str]:
     return said
 
 
+def _causes(report: Report) -> list[str]:
+    """Each cause once, with the targets that it explains."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for v in report.variants:
+        for cause in v.causes:
+            names.setdefault((cause.text, cause.remedy), []).append(place(v, report.variants))
+    return [f"{', '.join(found)}: {text}. Try {remedy}." for (text, remedy), found in names.items()]
+
+
 def tables(report: Report) -> list[Table]:
     """Every table that has rows, in the order in which views show them."""
-    found = [accuracy(report), retention(report)]
+    found = [accuracy(report), retention(report), way(report)]
     found += [device(report, name) for name in dict.fromkeys(v.device for v in report.variants)]
     found += [likelihood(report), latency(report), memory_limit(report)]
     found.append(general(report))
@@ -111,6 +122,41 @@ def likelihood(report: Report) -> Table:
         ["", "base", "tuned"],
         rows,
     )
+
+
+def way(report: Report) -> Table:
+    """What each step on the way to the device did; steps that several targets share stand once."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for variant in report.variants:
+        for s in variant.steps:
+            nats = kl = NONE
+            if s.nats is not None and s.nats_ci is not None:
+                nats = f"{s.nats:+z.3f} ({s.nats_ci[0]:+z.3f} to {s.nats_ci[1]:+z.3f})"
+            if s.kl is not None and s.kl_ci is not None:
+                kl = f"{s.kl:z.4f} ({s.kl_ci[0]:z.4f} to {s.kl_ci[1]:z.4f})"
+            change = f"{points(s.change)} ({points_interval(s.change_ci)})"
+            row = [s.after, _STEPS[s.kind], change, str(s.broken), str(s.fixed), nats, kl]
+            rows.setdefault((s.before, s.after, str(s.n)), [*row, "costs" if s.costs else ""])
+    return Table(
+        WAY,
+        "Tuned on the same questions, from the adapter on the host step by step to here, 95% "
+        "intervals. Change: accuracy in points; broken: right before and wrong after; fixed: the "
+        "other way. Nats: of a gold token's negative log-likelihood, more is worse. KL: mean "
+        "divergence from the merged weights on the host, nats a gold token.",
+        ["to", "step", "change", "broken", "fixed", "nats", "KL", ""],
+        list(rows.values()),
+        (2, 1),
+    )
+
+
+WAY = "Where it went"
+_STEPS = {
+    MERGE: "merged",
+    EXPORT: "exported",
+    QUANTIZE: "quantized",
+    REPAIR: "repaired, quantized",
+    DEVICE: "on the device",
+}
 
 
 def general(report: Report) -> Table:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from edgeft.attribution import Step
 from edgeft.report.forgetting import Forgetting
 from edgeft.survival import Survival
 
@@ -23,6 +24,19 @@ class Difference:
     target: str
     host_correct: bool
     target_correct: bool
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why something was lost, or would be lost by a user's own program, and what to try.
+
+    Attributes:
+        step: the kind of the step that it explains, see :mod:`edgeft.attribution`.
+    """
+
+    step: str
+    text: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class Variant:
             scored.
         auto: the types chosen by measuring, as in the manifest; None: none were.
         repair: how its own weights were trained further, as in the manifest; None: they were not.
+        steps: from the adapter on the host to here, on the questions asked at all of these places.
+        causes: what explains a loss on the way, or is wrong with the file.
     """
 
     target: str
@@ -61,6 +77,8 @@ class Variant:
     repair: Facts | None = None
     auto: Facts | None = None
     general: Forgetting | None = None
+    steps: list[Step] = field(default_factory=list)
+    causes: list[Cause] = field(default_factory=list)
 
 
 def place(variant: Variant, variants: Iterable[Variant]) -> str:

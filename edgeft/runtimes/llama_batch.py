@@ -142,6 +142,17 @@ class Sequences:
             return np.empty((0, self._vocab), np.float32)
         return self._logits(rows)
 
+    def again(self, position: int, token: int) -> None:
+        """Compute one token where the last batch was one token of the same sequence.
+
+        Nothing but llama.cpp works meanwhile, so that it can be timed.
+        """
+        self._tokens[0], self._positions[0] = token, position
+        code = llama.llama_decode(self._context, self._batch)
+        llama.llama_synchronize(self._context)
+        if code:
+            raise UserError(f"llama.cpp could not compute a batch (code {code})")
+
     def _logits(self, rows: int) -> Logits:
         """A view of llama.cpp's memory, made anew only where that has moved: it takes a while."""
         pointer = llama.llama_get_logits(self._context)

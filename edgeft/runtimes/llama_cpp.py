@@ -204,7 +204,9 @@ class LlamaSession:
         Choosing the next token is part of the first one's time and, as there, not of the others'.
         """
         check_fits([range(prompt_tokens)], new_tokens, self._context)
-        prompt = np.random.default_rng(0).integers(0, self._vocab_size, prompt_tokens).tolist()
+        random = np.random.default_rng(0)
+        prompt = random.integers(0, self._vocab_size, prompt_tokens).tolist()
+        new = random.integers(0, self._vocab_size, new_tokens - 1).tolist()
         seconds = []
         with self._sequences([], 1, prompt_tokens + new_tokens, 1) as sequences:
             first = prompt[: sequences.batch_size]
@@ -212,13 +214,15 @@ class LlamaSession:
             _decode(sequences, len(first), first[-1])
             sequences.begin(0)
             start = time.perf_counter()
-            token = int(_prefill(sequences, prompt).argmax())
+            _prefill(sequences, prompt).argmax()
             ttft = time.perf_counter() - start
-            for position in range(prompt_tokens, prompt_tokens + new_tokens - 1):
+            for position, token in enumerate(new, prompt_tokens):
                 start = time.perf_counter()
-                logits = _decode(sequences, position, token)
+                if position == prompt_tokens:
+                    _decode(sequences, position, token)
+                else:
+                    sequences.again(position, token)
                 seconds.append(time.perf_counter() - start)
-                token = int(logits.argmax())
         return Timing(ttft, seconds)
 
     def close(self) -> None:

@@ -1,0 +1,140 @@
+"""What can be proved about a loss, by the checks of merge and export and by the files themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeft.attribution import DEVICE, EXPORT, MERGE, QUANTIZE, Step
+from edgeft.report.figures import megabytes, percent
+from edgeft.report.variant import Cause, Facts, Variant
+
+_LARGER = 1.1  # times the size: still a file for the same place
+_ENGINES = ("llama-cpp-python", "onnxruntime-genai", "onnxruntime", "edgeft")
+
+
+def causes(
+    variant: Variant, variants: Sequence[Variant], merge: Facts, machines: Mapping[str, Facts]
+) -> list[Cause]:
+    """What is wrong with a target's file, and what explains each step that lost something.
+
+    Args:
+        variant: with its steps.
+        variants: all of the run, without them.
+        merge: as in ``merge.json``.
+        machines: facts by device.
+    """
+    found = [
+        Cause(EXPORT, fault["text"], fault["remedy"])
+        for fault in (variant.verify or {}).get("faults") or []
+    ]
+    for step in variant.steps:
+        if step.costs and (cause := _explained(step, variant, variants, merge, machines)):
+            found.append(cause)
+    return found
+
+
+def _explained(
+    step: Step,
+    variant: Variant,
+    variants: Sequence[Variant],
+    merge: Facts,
+    machines: Mapping[str, Facts],
+) -> Cause | None:
+    if step.kind == MERGE:
+        return _merge(merge)
+    if step.kind == EXPORT:
+        return _export(variant)
+    if step.kind == DEVICE:
+        return _device(variant, machines)
+    return _quantize(variant, variants)
+
+
+def _merge(merge: Facts) -> Cause | None:
+    merges: dict[str, Any] = merge.get("merges") or {}
+    chosen = merge.get("chosen")
+    if chosen == "original" and merges:
+        text = (
+            "the adapter was trained on NF4 weights and merged into the original ones, which it "
+            "never saw"
+        )
+        losses = ", ".join(f"{kind} {facts['heldout_loss']:.4f}" for kind, facts in merges.items())
+        return Cause(MERGE, f"{text} (held-out loss: {losses})", "--set export.merge=dequantized")
+    if "max_logit_diff" not in merge:
+        return None
+    text = (
+        f"the merged weights are verified (logits within {merge['max_logit_diff']:.2g} of the "
+        "adapter's on 8 prompts): what differs is near ties that tip"
+    )
+    return Cause(MERGE, text, "more questions (task.evaluation)")
+
+
+def _export(variant: Variant) -> Cause | None:
+    verify = variant.verify or {}
+    if verify.get("faults") or verify.get("mean_kl") is None:
+        return None  # a fault that was found says more
+    text = (
+        f"the file is verified (KL divergence {verify['mean_kl']:.2g} nats from the host on "
+        f"{verify.get('positions', 0):,} positions): 16-bit rounding tips near ties"
+    )
+    return Cause(EXPORT, text, "more questions (task.evaluation), or a base less unsure")
+
+
+def _quantize(variant: Variant, variants: Sequence[Variant]) -> Cause | None:
+    tensors = (variant.verify or {}).get("tensors") or {}
+    text = "the weights are rounded"
+    if worst := tensors.get("worst"):
+        names = ", ".join(f"{t['name']} {percent(t['error'])} ({t['type']})" for t in worst[:3])
+        text = (
+            f"quantization error: weights {percent(tensors['error'])} off in all, the worst "
+            f"tensors {names}"
+        )
+    elif (kl := (variant.verify or {}).get("mean_kl")) is not None:
+        text = f"quantization error: KL divergence {kl:.2g} nats from the host"
+    return Cause(QUANTIZE, text, _instead(variant, variants))
+
+
+def _instead(variant: Variant, variants: Sequence[Variant]) -> str:
+    """What was measured to be better at about that size, else what usually helps."""
+    limit = _LARGER * (variant.bytes or 0)
+    better = [
+        v
+        for v in variants
+        if v.device == variant.device
+        and v.target != variant.target
+        and v.survival.verdict == "survives"
+        and v.bytes is not None
+        and v.bytes <= limit
+    ]
+    if better:
+        best = max(better, key=lambda v: v.survival.here.tuned.accuracy)
+        found = f"{best.target} survives at {megabytes(best.bytes)}"
+        return f"{found} ({percent(best.survival.here.tuned.accuracy)} correct)"
+    from edgeft import catalog
+
+    known = catalog.targets()
+    done = {v.target for v in variants}
+    ways = [f"{variant.target}-repaired", f"{variant.target}-imatrix"]
+    if variant.runtime == "llama.cpp":
+        ways.append("gguf-auto")
+    left = [name for name in ways if name in known and name not in done]
+    return f"the targets {', '.join(left)}" if left else "more bits"
+
+
+def _device(variant: Variant, machines: Mapping[str, Facts]) -> Cause:
+    there, here = machines.get(variant.device, {}), machines.get("local", {})
+    versions = [
+        f"{name} {there[name]} there and {here[name]} here"
+        for name in _ENGINES
+        if name in there and name in here and there[name] != here[name]
+    ]
+    if versions:
+        text = f"other software: {', '.join(versions)}"
+        return Cause(DEVICE, text, f"edgeft devices setup {variant.device}")
+    kinds = [facts.get("architecture") for facts in (there, here)]
+    text = (
+        "the file is the same byte for byte (SHA-256), so another kernel adds up in another order"
+    )
+    if all(kinds):
+        text += f" ({kinds[0]} there, {kinds[1]} here)"
+    return Cause(DEVICE, text, "more bits, or a model surer of its answers; near ties tip")
