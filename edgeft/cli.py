@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeft import __version__
+from edgeft import __version__, ship_commands, study_commands
 from edgeft.device_commands import devices, table
 from edgeft.errors import UserError
 from edgeft.options import (
@@ -55,6 +55,13 @@ app = typer.Typer(
 )
 
 app.add_typer(devices, name="devices")
+for command in (
+    study_commands.study,
+    study_commands.recommend,
+    ship_commands.check,
+    ship_commands.card,
+):
+    app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 

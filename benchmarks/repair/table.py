@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgeft.report.build import LOCAL, build
+from edgeft.report.build import build
 from edgeft.report.figures import megabytes, number, percent, ratio_interval
+from edgeft.report.results import LOCAL
 
 
 def main() -> None:

@@ -282,14 +282,14 @@ def _measure(this: Run, order: Order, out: Path) -> None:
         "data": this.sha256([questions]),
         "questions": imatrix.QUESTIONS,
         "tokens": imatrix.TOKENS,
-        "seed": this.recipe.seed,
+        "seed": this.recipe.question_seed,
     }
 
     def work(out: Path, update: Update) -> None:
         request = {
             "folder": str(order.folder),
             "questions": str(questions),
-            "seed": this.recipe.seed,
+            "seed": this.recipe.question_seed,
             "dataset": f"{this.recipe.task.name}/{questions.name}",
             "out": str(out / "imatrix.gguf"),
         }
