@@ -52,8 +52,9 @@ class Step:
         benefit_change: change of tuned minus base.
         nats: change of the negative log-likelihood a gold token: positive is a loss. None where a
             likelihood is not finite.
-        kl: mean KL(host's merged weights || after) a gold token, nats, over ``kl_questions``; None
-            where it was not taken.
+        kl: mean KL(host's merged weights || after) a gold token, nats, over ``kl_questions``; of a
+            merge, whose ``after`` these weights are, || before. None where it was not taken or is
+            not finite.
     """
 
     kind: str
@@ -86,7 +87,7 @@ def steps(places: Sequence[Place]) -> list[Step]:
 
     The last place's questions are few where a device was asked few.
     """
-    scored = [results for place in places for results in (place.base, place.tuned) if results]
+    scored = [r for place in places for r in (place.base, place.tuned) if r is not None]
     shared = set.intersection(*({r.id for r in results} for results in scored))
     ids = [r.id for r in places[0].tuned if r.id in shared]
     if not ids:
@@ -119,9 +120,10 @@ def _step(
     tokens = np.array([r.gold_tokens for r in new], float)
     nats = np.array([a.gold_logprob - b.gold_logprob for a, b in zip(old, new, strict=True)])
     finite = bool(np.isfinite(nats).all() and tokens.sum() > 0)
-    taken = [r for r in new if r.kl is not None]
+    taken = [r for r in (old if after.kind == MERGE else new) if r.kl is not None]
     kl = np.array([r.kl for r in taken], float)
     kl_tokens = np.array([r.gold_tokens for r in taken], float)
+    compared = bool(taken and np.isfinite(kl).all() and kl_tokens.sum() > 0)
     return Step(
         kind=after.kind,
         before=before.name,
@@ -137,9 +139,9 @@ def _step(
         benefit_change_ci=change_interval(change - base_change),
         nats=float(nats.sum() / tokens.sum()) if finite else None,
         nats_ci=ratio_interval(nats, tokens) if finite else None,
-        kl=float((kl * kl_tokens).sum() / kl_tokens.sum()) if len(kl) else None,
-        kl_ci=ratio_interval(kl * kl_tokens, kl_tokens) if len(kl) else None,
-        kl_questions=len(kl),
+        kl=float((kl * kl_tokens).sum() / kl_tokens.sum()) if compared else None,
+        kl_ci=ratio_interval(kl * kl_tokens, kl_tokens) if compared else None,
+        kl_questions=len(kl) if compared else 0,
     )
 
 

@@ -20,7 +20,7 @@ from edgeft.report.figures import (
     ratio_interval,
 )
 from edgeft.report.forgetting import sentence
-from edgeft.report.markdown import _table, _text
+from edgeft.report.markdown import as_table, escaped
 from edgeft.report.ship import decode
 from edgeft.report.variant import Variant
 from edgeft.train.settings import TrainSettings
@@ -64,7 +64,7 @@ def body(about: About, report: Report, shipped: Sequence[Shipped]) -> str:
     task = report.recipe.get("task") or {}
     places = {one.target: one.place for one in shipped}
     parts = [
-        f"# {_text(about.name)}",
+        f"# {escaped(about.name)}",
         *_what(about, report),
         "## Files and scores",
         *_scores(report, places),
@@ -83,18 +83,18 @@ def body(about: About, report: Report, shipped: Sequence[Shipped]) -> str:
 
 
 def _what(about: About, report: Report) -> list[str]:
-    base = _text(about.base or about.model)
+    base = escaped(about.base or about.model)
     if about.base:
         base = f"[{base}](https://huggingface.co/{about.base})"
-    how = f"fine-tuned on {_text(about.source.name)}"
+    how = f"fine-tuned on {escaped(about.source.name)}"
     if not about.trained:
-        how = f"with an adapter trained elsewhere, looked at on {_text(about.source.name)}"
+        how = f"with an adapter trained elsewhere, looked at on {escaped(about.source.name)}"
     intro = (
         f"{base} {how}, exported by edgeft for small devices, and scored again as exported, on the "
         "runtime that executes it. "
     )
-    parts = [intro + _text(tables.lead(report)), f"**{_text(report.verdict)}**"]
-    parts += [_text(choice.sentence) for choice in report.ship if choice.target]
+    parts = [intro + escaped(tables.lead(report)), f"**{escaped(report.verdict)}**"]
+    parts += [escaped(choice.sentence) for choice in report.ship if choice.target]
     if about.license is None:
         parts.append("License: that of the base model.")
     return parts
@@ -118,7 +118,7 @@ def _scores(report: Report, places: dict[str, str]) -> list[str]:
     )
     devices = dict.fromkeys(v.device for v in report.variants)
     return [
-        _table(Table("", "", header, rows, (2, 1))),
+        as_table(Table("", "", header, rows, (2, 1))),
         note,
         _bullets([f"{name}: {_machine(report, name)}" for name in ("host", *devices)]),
         f"Survives: retention is at least {report.keep:g} for sure. Partial: a part of the gain is "
@@ -160,27 +160,27 @@ def _training(about: About, report: Report) -> list[str]:
     recipe = report.recipe
     train: dict[str, Any] = recipe.get("train") or {}
     weights = (
-        f" The base's weights were dequantized from {_text(about.gguf)}." if about.gguf else ""
+        f" The base's weights were dequantized from {escaped(about.gguf)}." if about.gguf else ""
     )
     if not about.trained:
-        name = _text(Path(str(recipe["adapter"])).name)
+        name = escaped(Path(str(recipe["adapter"])).name)
         return [f"A PEFT adapter trained elsewhere ({name}), on the base model.{weights}"]
     method = train.get("method", TrainSettings().method)
     asked = (report.questions.get("questions") or {}).get("train")
     some = f"{asked:,} questions" if asked else "questions"
-    said = [f"Method: {_text(str(method))}, on {some} of {_text(about.source.name)}.{weights}"]
+    said = [f"Method: {escaped(str(method))}, on {some} of {escaped(about.source.name)}.{weights}"]
     if train.get("target"):
         said.append(
-            f"Every step saw the weights rounded as {_text(str(train['target']))} has them."
+            f"Every step saw the weights rounded as {escaped(str(train['target']))} has them."
         )
     if chosen := (report.merge or {}).get("chosen"):
-        said.append(f"The adapter is merged into the {_text(str(chosen))} weights.")
+        said.append(f"The adapter is merged into the {escaped(str(chosen))} weights.")
     names = _SETTINGS if method == "full" else _SETTINGS | _ADAPTER
     rows = [[said_as, _value(train[key])] for key, said_as in names.items() if _says(train, key)]
     facts = report.train.facts if report.train else {}
     rows += [[said_as, _value(facts[key])] for key, said_as in _FACTS.items() if _says(facts, key)]
     rows.append(["seed", str(recipe.get("seed", NONE))])
-    return [" ".join(said), _table(Table("", "", ["", ""], rows, (2, 0)))]
+    return [" ".join(said), as_table(Table("", "", ["", ""], rows, (2, 0)))]
 
 
 def _says(settings: dict[str, Any], key: str) -> bool:
@@ -195,12 +195,12 @@ def _value(value: Any) -> str:
 
 def _costs(report: Report, places: dict[str, str]) -> list[str]:
     """What was forgotten, and which files have weights or types of their own."""
-    said = [_text(sentence(report.forgetting))] if report.forgetting else []
+    said = [escaped(sentence(report.forgetting))] if report.forgetting else []
     if not said:
         said.append("What fine-tuning did to other abilities was not measured.")
     general = tables.general(report)
     if general.rows:
-        said += [_text(general.note), _table(general)]
+        said += [escaped(general.note), as_table(general)]
     if own := _own(report, places):
         said.append(_bullets(own))
     return said
@@ -238,13 +238,13 @@ def _measured(about: About, report: Report) -> list[str]:
         f"Intervals are 95%: of retention a paired Bayesian bootstrap with {survival.RESAMPLES:,} "
         "resamples, of one accuracy Wilson's."
     )
-    parts = [_text(said)]
+    parts = [escaped(said)]
     for table in (tables.accuracy(report), tables.verification(report)):
         if table.rows:
-            parts += [f"### {_text(table.title)}", _text(table.note), _table(table)]
+            parts += [f"### {escaped(table.title)}", escaped(table.note), as_table(table)]
     for name in dict.fromkeys(g.group for g in report.groups):
         found = tables.group(report, name)
-        parts += [f"### {_text(found.title)}", _text(found.note), _table(found)]
+        parts += [f"### {escaped(found.title)}", escaped(found.note), as_table(found)]
     return parts
 
 
@@ -273,4 +273,4 @@ def _limitations(report: Report, places: dict[str, str]) -> list[str]:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_text(line)}" for line in lines)
+    return "\n".join(f"- {escaped(line)}" for line in lines)

@@ -88,11 +88,11 @@ def _llama_cpp(about: About, task: dict[str, Any], one: Shipped) -> list[str]:
 
 
 def _llama_cpp_python(about: About, task: dict[str, Any], one: Shipped, file: str) -> str:
-    lora = f", lora_path={_text(one.adapter)}" if one.adapter else ""
+    lora = f", lora_path={escaped(one.adapter)}" if one.adapter else ""
     lines = [
         "from llama_cpp import Llama",
         "",
-        f"llm = Llama({_text(file)}{lora}, n_ctx={one.context}, verbose=False)",
+        f"llm = Llama({escaped(file)}{lora}, n_ctx={one.context}, verbose=False)",
     ]
     if about.chat:
         lines += [
@@ -103,9 +103,9 @@ def _llama_cpp_python(about: About, task: dict[str, Any], one: Shipped, file: st
         ]
     else:
         lines += [
-            f"prompt = {_text(_plain(about, task))}",
+            f"prompt = {escaped(_plain(about, task))}",
             f"answer = llm(prompt, temperature=0, max_tokens={one.max_new_tokens}, "
-            f"stop=[{_text(_NEXT)}])",
+            f"stop=[{escaped(_NEXT)}])",
             'print(answer["choices"][0]["text"])',
         ]
     return "\n".join(lines)
@@ -113,9 +113,9 @@ def _llama_cpp_python(about: About, task: dict[str, Any], one: Shipped, file: st
 
 def _ids(about: About, task: dict[str, Any], folder: str) -> list[str]:
     """Lines that make ``ids`` of a question, as edgeft makes them."""
-    lines = [f"tokenizer = PreTrainedTokenizerFast.from_pretrained({_text(folder)})"]
+    lines = [f"tokenizer = PreTrainedTokenizerFast.from_pretrained({escaped(folder)})"]
     if not about.chat:
-        return [*lines, f"ids = tokenizer.encode({_text(_plain(about, task))})"]
+        return [*lines, f"ids = tokenizer.encode({escaped(_plain(about, task))})"]
     return [
         *lines,
         f"turns = {_turns(about, task)}",
@@ -130,7 +130,7 @@ def _genai(about: About, task: dict[str, Any], one: Shipped) -> str:
         "from transformers import PreTrainedTokenizerFast",
         "",
         *_ids(about, task, one.place),
-        f"model = og.Model({_text(one.place)})",
+        f"model = og.Model({escaped(one.place)})",
         "parameters = og.GeneratorParams(model)",
         f"parameters.set_search_options(max_length=len(ids) + {one.max_new_tokens}, "
         "do_sample=False, num_beams=1, repetition_penalty=1.0)",
@@ -151,7 +151,7 @@ def _onnxruntime(about: About, task: dict[str, Any], one: Shipped) -> str:
         "from transformers import PreTrainedTokenizerFast",
         "",
         *_ids(about, task, one.place),
-        f"session = onnxruntime.InferenceSession({_text(one.place + '/model.onnx')})",
+        f"session = onnxruntime.InferenceSession({escaped(one.place + '/model.onnx')})",
         "outputs = [value.name for value in session.get_outputs()]",
         "cache = {",
         "    value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)",
@@ -179,7 +179,7 @@ def _onnxruntime(about: About, task: dict[str, Any], one: Shipped) -> str:
 
 def _turns(about: About, task: dict[str, Any]) -> str:
     turns = [{"role": "system", "content": task["system"]}] if task.get("system") else []
-    return _text([*turns, {"role": "user", "content": about.question}])
+    return escaped([*turns, {"role": "user", "content": about.question}])
 
 
 def _plain(about: About, task: dict[str, Any]) -> str:
@@ -189,7 +189,7 @@ def _plain(about: About, task: dict[str, Any]) -> str:
     return system + asked
 
 
-def _text(value: Any) -> str:
+def escaped(value: Any) -> str:
     """A literal that is the same in Python as in JSON."""
     return json.dumps(value, ensure_ascii=False)
 

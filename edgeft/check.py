@@ -27,7 +27,7 @@ from edgeft import run as runs
 from edgeft.errors import UserError, near
 from edgeft.report.build import Report, build
 from edgeft.report.figures import NONE, Table, percent, ratio_interval
-from edgeft.report.markdown import _table, _text
+from edgeft.report.markdown import as_table, escaped
 from edgeft.report.variant import Variant
 from edgeft.survival import Interval, Survival
 
@@ -310,8 +310,8 @@ def summary(checked: Checked) -> str:
         for row in checked.rows
     ]
     header = ["target", "device", "retention (95% interval)", "verdict", ""]
-    table = _table(Table("", "", header, rows, (2, 2)))
-    return f"### edgeft: {_text(checked.run)}\n\n{_text(checked.line)}\n\n{table}\n"
+    table = as_table(Table("", "", header, rows, (2, 2)))
+    return f"### edgeft: {escaped(checked.run)}\n\n{escaped(checked.line)}\n\n{table}\n"
 
 
 def append_summary(checked: Checked) -> None:

@@ -38,8 +38,7 @@ def study(
     with stage.opened(path, given):
         plan = stage.plan(path, given)
         outcomes = stage.execute(plan, executor, address)
-        page.write(path, plan.cells)
-        page.show(path, as_json)
+        page.show(path, page.write(path, plan.cells), as_json)
     failed = [found.id for found in outcomes if found.state != "done"]
     if failed:
         raise UserError(
@@ -58,7 +57,8 @@ def recommend(
     max_memory: MaxMemory = None,
     min_tok_s: MinTokS = None,
     parameters: Annotated[
-        str | None, typer.Option(help="Of your model, as 360M: for the rule where nothing is known.")
+        str | None,
+        typer.Option(help="Of your model, as 360M: for the rule where nothing is known."),
     ] = None,
     as_json: Json = False,
 ) -> None:

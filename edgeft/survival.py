@@ -191,7 +191,7 @@ def survival(
         on_host, at_target = _change(host_base, host_tuned), _change(base, tuned)
         retention = float(at_target.sum() / on_host.sum())
         retention_ci = retention_interval(on_host, at_target)
-    verdict = host.verdict or _verdict(here.benefit_ci, retention_ci, keep)
+    verdict = host.verdict or verdict_of(here.benefit_ci, retention_ci, keep)
     pairs = list(zip(host_tuned, tuned, strict=True))
     return Survival(
         here=here,
@@ -263,7 +263,8 @@ def _ends(draws: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
-def _verdict(benefit_ci: Interval, retention_ci: Interval | None, keep: float) -> str:
+def verdict_of(benefit_ci: Interval, retention_ci: Interval | None, keep: float) -> str:
+    """The verdict at a target, where the host has a benefit."""
     assert retention_ci is not None
     if retention_ci[0] >= keep:
         return "survives"

@@ -92,24 +92,31 @@ def render(report: Report) -> str:
     for table in found:
         if table is late[0]:  # what the curious look at comes after the examples
             parts += [_differences(report), _training(report)]
-        body = _table(table)
+        body = as_table(table)
         if table.title == WAY:
             body = _ways(report) + body
-        parts.append(_section(table.title, table.note, drawn.get(table.title, ""), body))
+        parts.append(section(table.title, table.note, drawn.get(table.title, ""), body))
         if table.title == "Retention" and any(v.bytes for v in report.variants):
             note = "Tuned accuracy with 95% interval; the band is the tuned model's on the host."
-            parts.append(_section("Size against accuracy", note, plots.size(report), ""))
+            parts.append(section("Size against accuracy", note, plots.size(report), ""))
     said = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(report))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>edgeft: {escape(report.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<main>\n<p class="name">edgeft report · {escape(report.name)}</p>\n'
+    return page(
+        f"edgeft: {report.name}",
+        f'<p class="name">edgeft report · {escape(report.name)}</p>\n'
         f"<h1>{_verdict(report.verdict)}</h1>\n"
         f'<p class="lead">{escape(lead(report))}</p>\n'
         + (f'<ul class="remarks">{said}</ul>\n' if said else "")
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
+        + "\n".join(parts),
+    )
+
+
+def page(title: str, body: str) -> str:
+    """A whole document in edgeft's style."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -143,7 +150,8 @@ def _verdict(verdict: str) -> str:
     return "; ".join(said)
 
 
-def _section(title: str, note: str, drawing: str, body: str) -> str:
+def section(title: str, note: str, drawing: str, body: str) -> str:
+    """A part of a page; ``drawing`` (SVG) and ``body`` are HTML."""
     return (
         f"<section>\n<h2>{escape(title)}</h2>\n"
         + (f'<p class="note">{escape(note)}</p>\n' if note else "")
@@ -153,7 +161,8 @@ def _section(title: str, note: str, drawing: str, body: str) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def as_table(table: Table) -> str:
+    """A table, its title and note apart."""
     left, right = table.words
     last = len(table.header) - right
 
@@ -188,7 +197,7 @@ def _differences(report: Report) -> str:
         "Questions that the tuned model answers differently on the host and at a target, "
         "those that it only gets right on the host first."
     )
-    return _section("Where host and target differ", note, "", "".join(shown)) if shown else ""
+    return section("Where host and target differ", note, "", "".join(shown)) if shown else ""
 
 
 def _differing(variant: Variant, report: Report, is_open: bool) -> str:
@@ -219,4 +228,4 @@ def _training(report: Report) -> str:
     if train is None or not (train.loss or train.heldout):
         return ""
     note = "Mean negative log-likelihood of a gold token; held-out questions are never trained on."
-    return _section("Training", note, plots.loss(train), "")
+    return section("Training", note, plots.loss(train), "")

@@ -12,14 +12,14 @@ from edgeft.report.variant import place
 
 def render(report: Report) -> str:
     """The whole report; tables as in every view."""
-    parts = [f"# {_text(report.verdict)}", _text(lead(report))]
+    parts = [f"# {escaped(report.verdict)}", escaped(lead(report))]
     if said := remarks(report):
-        parts.append("\n".join(f"- {_text(remark)}" for remark in said))
+        parts.append("\n".join(f"- {escaped(remark)}" for remark in said))
     for table in tables(report):
-        parts.append(f"## {_text(table.title)}")
+        parts.append(f"## {escaped(table.title)}")
         if table.note:
-            parts.append(_text(table.note))
-        parts.append(_table(table))
+            parts.append(escaped(table.note))
+        parts.append(as_table(table))
     variant = worst(report)
     if variant and variant.differences:
         name = place(variant, report.variants)
@@ -27,8 +27,8 @@ def render(report: Report) -> str:
             [d.question, d.gold, _mark(d.host, d.host_correct), _mark(d.target, d.target_correct)]
             for d in variant.differences
         ]
-        parts.append(f"## Questions that {_text(name)} answers differently")
-        parts.append(_table(Table("", "", ["question", "gold", "host", name], rows, (4, 0))))
+        parts.append(f"## Questions that {escaped(name)} answers differently")
+        parts.append(as_table(Table("", "", ["question", "gold", "host", name], rows, (4, 0))))
     return "\n\n".join(parts) + "\n"
 
 
@@ -36,16 +36,17 @@ def _mark(text: str, correct: bool) -> str:
     return f"{'✓' if correct else '✗'} {text}"
 
 
-def _table(table: Table) -> str:
+def as_table(table: Table) -> str:
+    """A table, its title and note apart."""
     left, right = table.words
     figures = range(left, len(table.header) - right)
     rule = ["---:" if i in figures else "---" for i in range(len(table.header))]
-    header = [_text(name) or " " for name in table.header]
-    rows = [[_text(cell) for cell in row] for row in table.rows]
+    header = [escaped(name) or " " for name in table.header]
+    rows = [[escaped(cell) for cell in row] for row in table.rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Nothing a model writes may end a cell, become markup or link to an issue."""
     marked = re.sub(r"[\\`*\[\]<>|#~$&]", r"\\\g<0>", text)
     # Inside a word an underscore marks nothing.

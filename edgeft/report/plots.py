@@ -33,7 +33,7 @@ _ROW = 0.42
 _FONT = 10.5
 
 
-def verdict_colour(verdict: str) -> str:
+def verdictcolour_of(verdict: str) -> str:
     """The CSS variable of a verdict."""
     known = {"survives", "partial", "inconclusive"}
     return f"var(--{verdict})" if verdict in known else "var(--lost)"
@@ -45,18 +45,20 @@ def accuracy(report: Report) -> str:
     scores = [report.host, *(v.survival.here for v in report.variants)]
 
     def draw(axes: Any) -> None:
-        axes.axvline(100 * report.host.tuned.accuracy, color=_colour("--tuned"), lw=1, ls=":")
+        axes.axvline(100 * report.host.tuned.accuracy, color=colour_of("--tuned"), lw=1, ls=":")
         for y, found in enumerate(scores):
             ends = [100 * found.base.accuracy, 100 * found.tuned.accuracy]
-            axes.plot(ends, [y, y], color=_colour("--grid"), lw=5, zorder=1, solid_capstyle="round")
+            axes.plot(
+                ends, [y, y], color=colour_of("--grid"), lw=5, zorder=1, solid_capstyle="round"
+            )
             _point(axes, found.base, y + 0.13, "--base", "s", "base" if y == 0 else None)
             _point(axes, found.tuned, y - 0.13, "--tuned", "o", "tuned" if y == 0 else None)
-        _rows(axes, names)
+        rows_of(axes, names)
         axes.set_xlim(0, 100)
         axes.set_xlabel("questions answered correctly, %")
         _legend(axes)
 
-    return _svg(draw, len(names) * _ROW * 1.15 + 1.0, "Accuracy of base and tuned with intervals")
+    return svg(draw, len(names) * _ROW * 1.15 + 1.0, "Accuracy of base and tuned with intervals")
 
 
 def retention(report: Report) -> str:
@@ -67,7 +69,7 @@ def retention(report: Report) -> str:
         for y, variant in enumerate(shown):
             s = variant.survival
             assert s.retention is not None and s.retention_ci is not None
-            colour = _BY_VARIABLE[verdict_colour(s.verdict)]
+            colour = _BY_VARIABLE[verdictcolour_of(s.verdict)]
             axes.plot(s.retention_ci, [y, y], color=colour, lw=2.2, solid_capstyle="round")
             axes.plot(s.retention, y, "o", color=colour, ms=7)
             axes.annotate(
@@ -79,16 +81,16 @@ def retention(report: Report) -> str:
                 va="center",
                 color=colour,
             )
-        axes.axvline(report.keep, color=_colour("--ink"), lw=1.2, ls="--")
-        axes.axvline(1, color=_colour("--muted"), lw=1, ls=":")
+        axes.axvline(report.keep, color=colour_of("--ink"), lw=1.2, ls="--")
+        axes.axvline(1, color=colour_of("--muted"), lw=1, ls=":")
         _above(axes, report.keep, f"keep {report.keep:g} ", "right")
         _above(axes, 1, " all of it", "left")
-        _rows(axes, [place(v, report.variants) for v in shown])
+        rows_of(axes, [place(v, report.variants) for v in shown])
         ends = [e for v in shown for e in v.survival.retention_ci or ()]
         axes.set_xlim(max(-1.0, min(0.0, *ends) - 0.03), min(2.0, max(1.1, *ends) + 0.03))
         axes.set_xlabel("retention: benefit here ÷ benefit on the host")
 
-    return _svg(draw, len(shown) * _ROW + 1.1, "Retention of each target with intervals")
+    return svg(draw, len(shown) * _ROW + 1.1, "Retention of each target with intervals")
 
 
 def waterfall(variant: Variant, name: str) -> str:
@@ -98,14 +100,14 @@ def waterfall(variant: Variant, name: str) -> str:
     levels = [100 * steps[0].accuracy[0], *(100 * s.accuracy[1] for s in steps)]
 
     def draw(axes: Any) -> None:
-        axes.barh(0, levels[0], color=_colour("--tuned"), height=0.55)
+        axes.barh(0, levels[0], color=colour_of("--tuned"), height=0.55)
         for y, s in enumerate(steps, 1):
             before, after = levels[y - 1], levels[y]
-            colour = _colour("--lost" if after < before else "--survives")
-            axes.plot([before, before], [y - 1, y], color=_colour("--muted"), lw=0.8)
+            colour = colour_of("--lost" if after < before else "--survives")
+            axes.plot([before, before], [y - 1, y], color=colour_of("--muted"), lw=0.8)
             axes.barh(y, after - before, left=before, color=colour, height=0.55)
             ends = [before + 100 * end for end in s.change_ci]
-            axes.plot(ends, [y, y], color=_colour("--ink"), lw=1.4, solid_capstyle="round")
+            axes.plot(ends, [y, y], color=colour_of("--ink"), lw=1.4, solid_capstyle="round")
             text = f"{100 * s.change:+z.1f}" + ("" if s.nats is None else f", {s.nats:+z.3f} nats")
             axes.annotate(
                 text,
@@ -113,13 +115,13 @@ def waterfall(variant: Variant, name: str) -> str:
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
-                color=colour if s.costs else _colour("--muted"),
+                color=colour if s.costs else colour_of("--muted"),
             )
-        _rows(axes, places)
+        rows_of(axes, places)
         axes.set_xlim(0, min(125, max(levels) + 30))
         axes.set_xlabel(f"{steps[-1].n} questions answered correctly, %")
 
-    return _svg(draw, len(places) * _ROW + 0.9, f"The way of {name}, step by step")
+    return svg(draw, len(places) * _ROW + 0.9, f"The way of {name}, step by step")
 
 
 def size(report: Report) -> str:
@@ -132,7 +134,7 @@ def size(report: Report) -> str:
         _dots(axes, report, shown, [(v.bytes or 0) / 1e6 for v in shown])
         axes.set_xlabel("size, MB" if len(shown) == len(sized) else f"size, MB, on {most.device}")
 
-    return _svg(draw, 3.9, "Size of each target against its accuracy")
+    return svg(draw, 3.9, "Size of each target against its accuracy")
 
 
 def speed(report: Report, device: str) -> str:
@@ -144,11 +146,11 @@ def speed(report: Report, device: str) -> str:
         # From the left edge to the most accurate, then down the steps to the fastest.
         steps = [(0, best[0][1]), *best, (best[-1][0], 0)]
         xs, ys = zip(*steps, strict=True)
-        axes.step(xs, ys, where="pre", color=_colour("--muted"), lw=1.1, ls="--", zorder=1)
+        axes.step(xs, ys, where="pre", color=colour_of("--muted"), lw=1.1, ls="--", zorder=1)
         _dots(axes, report, shown, [decode(v) or 0 for v in shown])
         axes.set_xlabel(f"decoding on {device}, tok/s")
 
-    return _svg(draw, 3.9, f"Decode speed on {device} against accuracy")
+    return svg(draw, 3.9, f"Decode speed on {device} against accuracy")
 
 
 def loss(training: Training) -> str:
@@ -157,34 +159,36 @@ def loss(training: Training) -> str:
     def draw(axes: Any) -> None:
         if training.loss:
             steps, losses = zip(*training.loss, strict=True)
-            axes.plot(steps, losses, color=_colour("--base"), lw=1.4, label="training batch")
+            axes.plot(steps, losses, color=colour_of("--base"), lw=1.4, label="training batch")
         if training.heldout:
             steps, losses = zip(*training.heldout, strict=True)
-            axes.plot(steps, losses, "o-", color=_colour("--tuned"), lw=1.8, ms=5, label="held out")
+            axes.plot(
+                steps, losses, "o-", color=colour_of("--tuned"), lw=1.8, ms=5, label="held out"
+            )
             kept = [
                 point for point in training.heldout if point[0] == training.facts.get("kept_step")
             ]
             for step, lowest in kept:
                 axes.plot(
-                    step, lowest, "o", color=_colour("--tuned"), ms=10, mfc="none", label="kept"
+                    step, lowest, "o", color=colour_of("--tuned"), ms=10, mfc="none", label="kept"
                 )
         axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color=_colour("--grid"), lw=0.7)
+        axes.grid(axis="y", color=colour_of("--grid"), lw=0.7)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats a token")
         _legend(axes)
 
-    return _svg(draw, 3.2, "Training and held-out loss by step")
+    return svg(draw, 3.2, "Training and held-out loss by step")
 
 
 def _dots(axes: Any, report: Report, shown: Sequence[Variant], xs: Sequence[float]) -> None:
     """Tuned accuracy with its interval at each x, named, and the host's as a band."""
     host = report.host.tuned
-    axes.axhspan(*(100 * e for e in host.ci), color=_colour("--tuned"), alpha=0.1, lw=0)
-    axes.axhline(100 * host.accuracy, color=_colour("--tuned"), lw=1, ls=":")
+    axes.axhspan(*(100 * e for e in host.ci), color=colour_of("--tuned"), alpha=0.1, lw=0)
+    axes.axhline(100 * host.accuracy, color=colour_of("--tuned"), lw=1, ls=":")
     for x, variant in zip(xs, shown, strict=True):
         found = variant.survival.here.tuned
-        colour = _BY_VARIABLE[verdict_colour(variant.survival.verdict)]
+        colour = _BY_VARIABLE[verdictcolour_of(variant.survival.verdict)]
         ends = [100 * e for e in found.ci]
         axes.plot([x, x], ends, color=colour, lw=1.6, alpha=0.55, solid_capstyle="round")
         axes.plot(x, 100 * found.accuracy, "o", color=colour, ms=7)
@@ -197,22 +201,23 @@ def _dots(axes: Any, report: Report, shown: Sequence[Variant], xs: Sequence[floa
         " tuned on the host",
         transform=axes.get_yaxis_transform(),
         va="bottom",
-        color=_colour("--tuned"),
+        color=colour_of("--tuned"),
     )
-    axes.grid(axis="both", color=_colour("--grid"), lw=0.7)
+    axes.grid(axis="both", color=colour_of("--grid"), lw=0.7)
     axes.set_ylabel("accuracy, %")
     scores = [v.survival.here.tuned for v in shown]
     _labels(axes, xs, scores, [place(v, shown) for v in shown], 100 * host.accuracy)
 
 
-def _colour(variable: str) -> str:
+def colour_of(variable: str) -> str:
+    """What stands for one of the page's colours, such as ``--tuned``, while drawing."""
     return _BY_VARIABLE[f"var({variable})"]
 
 
 def _point(
     axes: Any, found: Score, y: float, variable: str, marker: str, label: str | None
 ) -> None:
-    colour = _colour(variable)
+    colour = colour_of(variable)
     ends = [100 * end for end in found.ci]
     axes.plot(ends, [y, y], color=colour, lw=1.8, zorder=2, solid_capstyle="round")
     axes.plot(
@@ -220,12 +225,13 @@ def _point(
     )
 
 
-def _rows(axes: Any, names: Sequence[str]) -> None:
+def rows_of(axes: Any, names: Sequence[str]) -> None:
+    """Names from top to bottom, one a unit."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=_colour("--grid"), lw=0.7)
+    axes.grid(axis="x", color=colour_of("--grid"), lw=0.7)
 
 
 def _above(axes: Any, x: float, text: str, side: str) -> None:
@@ -236,7 +242,7 @@ def _above(axes: Any, x: float, text: str, side: str) -> None:
         xytext=(0, 4),
         textcoords="offset points",
         ha=side,
-        color=_colour("--muted"),
+        color=colour_of("--muted"),
     )
 
 
@@ -281,7 +287,16 @@ def _labels(
         taken.append(box)
 
 
-def _svg(draw: Callable[[Any], None], height: float, about: str) -> str:
+def svg(draw: Callable[[Any], None], height: float, about: str) -> str:
+    """What ``draw`` puts on matplotlib's axes, as inline SVG in the page's colours.
+
+    Args:
+        height: inches; a page's whole width is 8.6.
+        about: what it shows, for those who cannot see it.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -289,7 +304,7 @@ def _svg(draw: Callable[[Any], None], height: float, about: str) -> str:
     except ImportError as error:
         raise UserError("the report's plots need matplotlib: pip install matplotlib") from error
 
-    ink, muted = _colour("--ink"), _colour("--muted")
+    ink, muted = colour_of("--ink"), colour_of("--muted")
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": about,

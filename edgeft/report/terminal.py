@@ -21,6 +21,7 @@ STYLES = {
     "inconclusive": "bold cyan",
 }
 _WIDE = 100
+_MANY = 8  # columns
 
 
 def show(report: Report, console: Console) -> None:
@@ -31,7 +32,7 @@ def show(report: Report, console: Console) -> None:
         console.print(remark, markup=False, highlight=False)
     for table in tables(report):
         console.print()
-        console.print(_grid(table, console.width < _WIDE))
+        console.print(grid(table, console.width))
 
 
 def _verdict(verdict: str) -> Text:
@@ -43,8 +44,10 @@ def _verdict(verdict: str) -> Text:
     return text
 
 
-def _grid(table: Table, narrow: bool) -> Grid:
-    grid = Grid(
+def grid(table: Table, width: int) -> Grid:
+    """A table as rich prints it, for a terminal so wide."""
+    narrow = width < _WIDE or len(table.header) > _MANY
+    made = Grid(
         title=Text(table.title, style="bold"),
         title_justify="left",
         show_header=any(table.header),
@@ -55,9 +58,9 @@ def _grid(table: Table, narrow: bool) -> Grid:
     left, right = table.words
     for i, name in enumerate(table.header):
         words = i < left or i >= len(table.header) - right
-        grid.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=i == 0)
+        made.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=i == 0)
     for row in table.rows:
         if narrow:  # intervals go below their figures
             row = [cell.replace(" (", "\n(") for cell in row]
-        grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    return grid
+        made.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    return made

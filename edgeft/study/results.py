@@ -1,0 +1,272 @@
+"""From a study's runs to one result object; the page, its JSON and recommendations show this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgeft import survival
+from edgeft.report.results import HEADLINE, HOST, of_group, read_json, read_results, scored
+from edgeft.study.cell import Outcome, outcome, run_folder
+from edgeft.study.settings import ZERO_SHOT, Cell
+from edgeft.study.statistics import Answers, Estimate, Estimates, answers, estimates
+from edgeft.survival import Interval, Result
+
+Place = tuple[str | None, str | None]  # target and device; both None: the host
+ON_HOST: Place = (None, None)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method at one place, over all its seeds and questions.
+
+    Attributes:
+        target, device: None on the host.
+        benefit: over zero-shot at the same place; None for zero-shot itself.
+        retention: benefit here over benefit on the host; None on the host, and where the host has
+            no sure benefit.
+        verdict: DESIGN's words; on the host ``benefit``, ``no-benefit`` or ``negative-transfer``.
+        n: questions; asked with every seed.
+        bytes, tok_s, memory_mb: of the artifact; medians over seeds.
+        draws: of benefit and retention, to pool them.
+    """
+
+    target: str | None
+    device: str | None
+    n: int
+    accuracy: float
+    accuracy_ci: Interval
+    benefit: float | None
+    benefit_ci: Interval | None
+    retention: float | None
+    retention_ci: Interval | None
+    verdict: str | None
+    bytes: int | None = None
+    tok_s: float | None = None
+    memory_mb: float | None = None
+    draws: dict[str, Estimate] = field(default_factory=dict, repr=False)
+    answers: Answers | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task with one model. ``seeds``: those that are done."""
+
+    model: str
+    task: str
+    method: str
+    parameters: int | None
+    seeds: list[int]
+    scores: list[Score]
+
+    def at(self, place: Place) -> Score | None:
+        """Its score at a place."""
+        return next((s for s in self.scores if (s.target, s.device) == place), None)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A whole study.
+
+    Attributes:
+        places: where anything was scored, the host first.
+        machines: facts by device.
+    """
+
+    name: str
+    edgeft: str
+    keep: float
+    rows: list[Row]
+    places: list[Place]
+    outcomes: list[Outcome]
+    machines: dict[str, Any]
+
+
+def collect(study: Path, cells: Sequence[Cell]) -> StudyResult:
+    """Read what the study's runs left; cells that are not done are in ``outcomes`` only."""
+    outcomes = [outcome(study, cell.id) for cell in cells]
+    done = [c for c, o in zip(cells, outcomes, strict=True) if o.state == "done"]
+    rows = []
+    for model, task in dict.fromkeys((c.model, c.task) for c in cells):
+        here = [c for c in done if (c.model, c.task) == (model, task)]
+        rows += _rows(study, here)
+    keep = cells[0].recipe.report.keep if cells else survival.KEEP
+    places = list(dict.fromkeys((s.target, s.device) for row in rows for s in row.scores))
+    places.sort(key=lambda p: (p != ON_HOST, p[1] != "local", p[1] or ""))
+    machines: dict[str, Any] = {}
+    for cell in done:
+        for path in sorted((run_folder(study, cell.id) / "bench").glob("*/machine.json")):
+            machines.setdefault(path.parent.name, read_json(path))
+    version = (
+        str((read_json(run_folder(study, done[0].id) / "run.json") or {}).get("edgeft", ""))
+        if done
+        else ""
+    )
+    return StudyResult(study.resolve().name, version, keep, rows, places, outcomes, machines)
+
+
+def _rows(study: Path, cells: Sequence[Cell]) -> list[Row]:
+    """The methods on one task with one model, zero-shot first."""
+    zero = next((c for c in cells if c.method == ZERO_SHOT), None)
+    if zero is None:
+        return []
+    base = _scored(run_folder(study, zero.id), "base")
+    parameters = _parameters(study, cells)
+    keep = zero.recipe.report.keep
+    rows = []
+    for method in dict.fromkeys(c.method for c in cells):
+        own = [c for c in cells if c.method == method]
+        weights = "tuned" if own[0].seed is not None else "base"
+        found = [(_scored(run_folder(study, c.id), weights), c) for c in own]
+        scores = []
+        for place in dict.fromkeys(p for there, _ in found for p in there):
+            with_all = [there for there, _ in found if place in there]
+            if len(with_all) < len(found) or place not in base:
+                continue  # a seed without it: not comparable
+            score = _score(place, base, with_all, keep, method == ZERO_SHOT)
+            if score:
+                scores.append(_with_facts(score, study, [c for _, c in found]))
+        seeds = [c.seed for c in own if c.seed is not None]
+        rows.append(Row(zero.model, zero.task, method, parameters, seeds, scores))
+    return rows
+
+
+def _score(
+    place: Place,
+    base: dict[Place, list[Result]],
+    seeds: Sequence[dict[Place, list[Result]]],
+    keep: float,
+    is_base: bool,
+) -> Score | None:
+    given = answers(
+        [
+            {
+                "base": base[place],
+                "tuned": there[place],
+                "host_base": base[ON_HOST],
+                "host_tuned": there[ON_HOST],
+            }
+            for there in seeds
+        ]
+    )
+    if given is None:
+        return None
+    found = estimates(given)
+    score = Score(
+        *place,
+        n=found.n,
+        accuracy=found.accuracy.value,
+        accuracy_ci=found.accuracy.ci,
+        benefit=None,
+        benefit_ci=None,
+        retention=None,
+        retention_ci=None,
+        verdict=None,
+        answers=given,
+    )
+    return score if is_base else _compared(score, found, keep)
+
+
+def _compared(score: Score, found: Estimates, keep: float) -> Score:
+    """With what a method brings; ``score`` has the accuracy."""
+    low, high = found.host_benefit.ci
+    verdict = "benefit" if low > 0 else "negative-transfer" if high < 0 else "no-benefit"
+    draws = {"benefit": found.benefit}
+    if score.target is not None and found.retention:
+        verdict = survival.verdict_of(found.benefit.ci, found.retention.ci, keep)
+        draws["retention"] = found.retention
+    kept = found.retention if score.target is not None else None
+    return replace(
+        score,
+        benefit=found.benefit.value,
+        benefit_ci=found.benefit.ci,
+        retention=kept.value if kept else None,
+        retention_ci=kept.ci if kept else None,
+        verdict=verdict,
+        draws=draws,
+    )
+
+
+def _scored(run: Path, weights: str) -> dict[Place, list[Result]]:
+    """Results of base or tuned by place; those of other weights or questions are left out."""
+    host = run / "bench" / HOST / weights
+    found = {ON_HOST: of_group(read_results(host) or [])}
+    for folder in sorted((run / "bench").glob(f"*/*/{weights}")):
+        device, target = folder.parent.parent.name, folder.parent.name
+        if device != "general" and scored(folder) == scored(host):
+            results = of_group(read_results(folder) or [], HEADLINE)
+            if results:
+                found[target, device] = results
+    return found if found[ON_HOST] else {}
+
+
+def _with_facts(score: Score, study: Path, cells: Iterable[Cell]) -> Score:
+    """Size, speed and memory of the artifact, where there is one."""
+    if score.target is None:
+        return score
+    sizes, speeds, memory = [], [], []
+    for cell in cells:
+        run = run_folder(study, cell.id)
+        weights = cell.weights[-1]
+        manifest = read_json(run / "export" / score.target / weights / "manifest.json") or {}
+        artifact = str(manifest.get("artifact"))
+        files = manifest.get("files", {}).items()
+        sizes.append(sum(f["bytes"] for name, f in files if name.split("/")[0] == artifact))
+        place = run / "bench" / str(score.device) / score.target / weights
+        latency = read_json(place / "latency.json") or {}
+        speeds.append(latency.get("decode_tok_s"))
+        memory.append(latency.get("peak_rss_mb"))
+    return replace(score, bytes=_median(sizes), tok_s=_median(speeds), memory_mb=_median(memory))
+
+
+def _median(values: Sequence[Any]) -> Any:
+    known = sorted(v for v in values if v)
+    return known[len(known) // 2] if known else None
+
+
+def _parameters(study: Path, cells: Sequence[Cell]) -> int | None:
+    for cell in cells:
+        facts = read_json(run_folder(study, cell.id) / "train" / "train.json") or {}
+        if facts.get("parameters"):
+            return int(facts["parameters"])
+    return None
+
+
+def as_json(found: StudyResult) -> dict[str, Any]:
+    """The public format, study.json."""
+    rows = []
+    for row in found.rows:
+        scores = [
+            {k: v for k, v in vars(score).items() if k not in ("draws", "answers")}
+            for score in row.scores
+        ]
+        rows.append({**vars(row), "scores": scores})
+    return {
+        "schema": 1,
+        "name": found.name,
+        "edgeft": found.edgeft,
+        "keep": found.keep,
+        "machines": found.machines,
+        "rows": rows,
+        "cells": [asdict(o) for o in found.outcomes],
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A study.json, or that of a study's folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from edgeft.errors import UserError
+
+    file = path / "study.json" if path.is_dir() else path
+    try:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        data["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no study: make one with edgeft study") from error
+    return data
