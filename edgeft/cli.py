@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeft import __version__, ship_commands, study_commands
-from edgeft.device_commands import devices, table
+from edgeft import __version__, list_commands, ship_commands, study_commands
+from edgeft.device_commands import devices
 from edgeft.errors import UserError
 from edgeft.options import (
     Adapter,
@@ -55,13 +55,6 @@ app = typer.Typer(
 )
 
 app.add_typer(devices, name="devices")
-for command in (
-    study_commands.study,
-    study_commands.recommend,
-    ship_commands.check,
-    ship_commands.card,
-):
-    app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -295,57 +288,6 @@ def report(
     _report(runs.check(run_folder), as_json, asked)
 
 
-@app.command()
-def targets(as_json: Json = False) -> None:
-    """What can be exported."""
-    from edgeft import catalog
-
-    rows = [(t.name, t.runtime, t.about) for t in catalog.targets().values()]
-    table(("target", "runtime", "about"), rows, as_json)
-
-
-@app.command()
-def tasks(as_json: Json = False) -> None:
-    """Where questions come from."""
-    from edgeft import tasks as known
-
-    table(("task", "about"), [(t.name, t.about) for t in known.tasks().values()], as_json)
-
-
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """The recipes that come with edgeft, by the name that edgeft run takes."""
-    from edgeft import catalog
-
-    rows = [(name, catalog.about(path)) for name, path in catalog.recipes().items()]
-    table(("recipe", "about"), rows, as_json)
-
-
-@app.command()
-def prompt(
-    recipe_file: RecipeFile = None,
-    model: Model = None,
-    task: TaskName = None,
-    data: Data = None,
-    shots: Shots = None,
-    count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Questions of each split.")
-    ] = 1,
-    seed: Seed = None,
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Exactly what the model sees: text, token ids, and in colour what training learns from."""
-    from edgeft import preview
-
-    said = flags(model, task, seed, data=data, shots=shots)
-    shown = preview.preview(recipe_of(recipe_file, said, set_), count)
-    if as_json:
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
-    else:
-        preview.show(shown)
-
-
 def _limits(memory: str | None, tok_s: float | None, retention: float | None) -> Limits:
     from edgeft.report.ship import Limits, megabytes
 
@@ -364,6 +306,19 @@ def _report(path: Path, as_json: bool, limits: Limits | None = None) -> None:
     else:
         terminal.show(result, Console())
         print(f"{path / 'report.html'}")
+
+
+for command in (
+    study_commands.study,
+    study_commands.recommend,
+    ship_commands.check,
+    ship_commands.card,
+    list_commands.targets,
+    list_commands.tasks,
+    list_commands.recipes,
+    list_commands.prompt,
+):
+    app.command()(command)
 
 
 def _version(wanted: bool) -> None:

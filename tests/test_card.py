@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from edgeft import card, runtimes, ship_commands
 from edgeft import run as runs
-from edgeft.card_contents import describe, select
+from edgeft.card.contents import describe, select
 from edgeft.errors import UserError
 from edgeft.report.build import Report, build
 from edgeft.report.figures import ratio_interval

@@ -65,6 +65,9 @@ def test_a_users_own_target_comes_first(tmp_path: Path) -> None:
         (["export", ".", "--target", "gguf"], "not an edgeft run"),
         (["bench", "."], "not an edgeft run"),
         (["report", "nowhere"], "not an edgeft run"),
+        (["check", "nowhere"], "not an edgeft run"),
+        (["card", "nowhere"], "not an edgeft run"),
+        (["export", ".", "--file", "no.gguf"], "there is no file no.gguf"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import yaml
 
 from edgeft import __version__
 from edgeft import run as runs
-from edgeft.card_contents import About, Shipped, check_repo_id, describe, select
-from edgeft.card_metadata import metadata
-from edgeft.card_text import body
+from edgeft.card.contents import About, Shipped, check_repo_id, describe, select
+from edgeft.card.metadata import metadata
+from edgeft.card.text import body
 from edgeft.errors import UserError
 from edgeft.progress import say
 from edgeft.report.build import Report, build

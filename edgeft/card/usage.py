@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from edgeft.card_contents import About, Shipped
+from edgeft.card.contents import About, Shipped
 
 _NEXT = "\nQuestion:"  # how a model without a chat template would go on by itself
 

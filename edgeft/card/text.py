@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import __version__, survival
-from edgeft.card_contents import About, Shipped
-from edgeft.card_usage import usage
+from edgeft.card.contents import About, Shipped
+from edgeft.card.usage import usage
 from edgeft.report import tables
 from edgeft.report.build import Report
 from edgeft.report.figures import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgeft.card_contents import About, Shipped
+from edgeft.card.contents import About, Shipped
 from edgeft.report.build import Report
 from edgeft.report.variant import Variant
 
