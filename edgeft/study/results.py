@@ -95,7 +95,9 @@ def collect(study: Path, cells: Sequence[Cell]) -> StudyResult:
         rows += _rows(study, here)
     keep = cells[0].recipe.report.keep if cells else survival.KEEP
     places = list(dict.fromkeys((s.target, s.device) for row in rows for s in row.scores))
-    places.sort(key=lambda p: (p != ON_HOST, p[1] != "local", p[1] or ""))
+    targets = cells[0].recipe.export.targets if cells else []
+    order = {target: i for i, target in enumerate(targets)}
+    places.sort(key=lambda p: (p != ON_HOST, p[1] != "local", p[1] or "", order.get(p[0] or "", 0)))
     machines: dict[str, Any] = {}
     for cell in done:
         for path in sorted((run_folder(study, cell.id) / "bench").glob("*/machine.json")):
