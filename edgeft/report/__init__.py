@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeft.errors import UserError
@@ -10,7 +11,7 @@ from edgeft.report import html, markdown
 from edgeft.report.build import Report, as_json, build
 from edgeft.report.ship import Limits
 
-__all__ = ["Limits", "Report", "as_json", "build", "write"]
+__all__ = ["Limits", "Report", "as_json", "build", "write", "write_views"]
 
 
 def write(run: Path, limits: Limits | None = None) -> Report:
@@ -29,12 +30,21 @@ def write(run: Path, limits: Limits | None = None) -> Report:
         "report.md": markdown.render(report),
         "report.html": html.render(report),
     }
+    write_views(run, views)
+    return report
+
+
+def write_views(folder: Path, views: Mapping[str, str]) -> None:
+    """Write files by name, each whole or not at all.
+
+    Raises:
+        UserError: one cannot be written.
+    """
     for name, text in views.items():
-        path = run / name
+        path = folder / name
         temporary = path.with_name(name + ".tmp")
         try:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-    return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from edgeft.report.build import Report
 from edgeft.report.figures import Table
@@ -12,14 +13,7 @@ from edgeft.report.variant import place
 
 def render(report: Report) -> str:
     """The whole report; tables as in every view."""
-    parts = [f"# {escaped(report.verdict)}", escaped(lead(report))]
-    if said := remarks(report):
-        parts.append("\n".join(f"- {escaped(remark)}" for remark in said))
-    for table in tables(report):
-        parts.append(f"## {escaped(table.title)}")
-        if table.note:
-            parts.append(escaped(table.note))
-        parts.append(as_table(table))
+    parts = page(report.verdict, lead(report), remarks(report), tables(report))
     variant = worst(report)
     if variant and variant.differences:
         name = place(variant, report.variants)
@@ -30,6 +24,19 @@ def render(report: Report) -> str:
         parts.append(f"## Questions that {escaped(name)} answers differently")
         parts.append(as_table(Table("", "", ["question", "gold", "host", name], rows, (4, 0))))
     return "\n\n".join(parts) + "\n"
+
+
+def page(title: str, lead: str, remarks: Sequence[str], tables: Sequence[Table]) -> list[str]:
+    """The paragraphs of a page, to be joined by empty lines."""
+    parts = [f"# {escaped(title)}", escaped(lead)]
+    if remarks:
+        parts.append("\n".join(f"- {escaped(remark)}" for remark in remarks))
+    for table in tables:
+        parts.append(f"## {escaped(table.title)}")
+        if table.note:
+            parts.append(escaped(table.note))
+        parts.append(as_table(table))
+    return parts
 
 
 def _mark(text: str, correct: bool) -> str:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edgeft.errors import UserError
-from edgeft.report import html, terminal
-from edgeft.report.markdown import as_table, escaped
+from edgeft.report import html, markdown, terminal, write_views
 from edgeft.study import plots
 from edgeft.study.findings import findings, lead
 from edgeft.study.results import StudyResult, as_json, collect
@@ -33,14 +31,7 @@ def write(study: Path, cells: Sequence[Cell]) -> StudyResult:
         "study.md": _markdown(found),
         "study.html": _html(found),
     }
-    for name, text in views.items():
-        path = study / name
-        temporary = path.with_name(name + ".tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_views(study, views)
     return found
 
 
@@ -60,14 +51,7 @@ def show(study: Path, found: StudyResult, json_only: bool) -> None:
 
 
 def _markdown(found: StudyResult) -> str:
-    parts = [f"# {escaped(found.name)}", escaped(lead(found))]
-    if said := findings(found):
-        parts.append("\n".join(f"- {escaped(line)}" for line in said))
-    for table in tables(found):
-        parts.append(f"## {escaped(table.title)}")
-        if table.note:
-            parts.append(escaped(table.note))
-        parts.append(as_table(table))
+    parts = markdown.page(found.name, lead(found), findings(found), tables(found))
     return "\n\n".join(parts) + "\n"
 
 
