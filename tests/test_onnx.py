@@ -217,6 +217,14 @@ def test_logits_stand_behind_the_common_prefix(
     assert [len(rows) for rows in sessions[4].logits(ids)] == [len(p) - shared for p in ids]
 
 
+def test_logits_of_the_last_tokens(sessions: dict[int, Any], items: list[prompts.Item]) -> None:
+    ids, last = [items[0].prompt] * 2 + [items[1].prompt], [3, 9, 1]
+    whole = [next(iter(sessions[1].logits([p, [p[0] + 1]]))) for p in ids]
+    for rows, n, all_rows in zip(sessions[4].logits(ids, last), last, whole, strict=True):
+        assert np.abs(rows - all_rows[-n:]).max() < 1e-3
+        assert len(rows) == n
+
+
 def test_one_stream_is_timed_token_by_token(sessions: dict[int, Any]) -> None:
     timing = sessions[1].time(16, 5)
     assert len(timing.token_s) == 4

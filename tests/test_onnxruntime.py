@@ -117,6 +117,17 @@ def test_logits_stand_behind_the_common_prefix(
         assert max(np.abs(a - b).max() for a, b in zip(got, expected, strict=True)) < 1e-3
 
 
+def test_logits_of_the_last_tokens(
+    sessions: dict[int, onnxruntime.OnnxSession], reference: host.TransformersSession
+) -> None:
+    prompts, last = [PROMPTS[1], PROMPTS[1], PROMPTS[5]], [3, 40, 1]
+    whole = [next(iter(reference.logits([p, [p[0] + 1]]))) for p in prompts]
+    for session in sessions.values():
+        for rows, n, all_rows in zip(session.logits(prompts, last), last, whole, strict=True):
+            assert len(rows) == n
+            assert np.abs(rows - all_rows[-n:]).max() < 1e-3
+
+
 def test_quantized_activations_see_one_prompt_whole(
     eight_bits: onnxruntime.OnnxSession,
 ) -> None:

@@ -81,13 +81,9 @@ def divergences(session: Any, items: Sequence[Item], reference: Reference) -> di
 
 def gold_logits(session: Any, items: Sequence[Item]) -> Iterator[Logits]:
     """Logits at every token of each gold solution: float32 (gold tokens, vocabulary)."""
-    if not items:
-        return
     texts = [[*item.prompt, *item.gold[:-1]] for item in items]
-    # What all texts share is not given back, and of a few that may be a part of a solution.
-    texts.append(min((item.prompt for item in items), key=len))
-    for item, logits in zip(items, session.logits(texts), strict=False):
-        yield logits[len(logits) - len(item.gold) :]
+    # Only these rows: what all texts share may reach into the solutions, and all rows take memory.
+    yield from session.logits(texts, [len(item.gold) for item in items])
 
 
 def kl(tokens: NDArray[np.int32], logprobs: NDArray[np.float32], logits: Logits) -> float:
@@ -102,28 +98,37 @@ def kl(tokens: NDArray[np.int32], logprobs: NDArray[np.float32], logits: Logits)
     p, q = np.exp(there), np.exp(here)
     kept = (p * (there - here)).sum(1)
     p_rest, q_rest = (np.maximum(1 - x.sum(1), _LEAST) for x in (p, q))
-    return max(0.0, float((kept + p_rest * np.log(p_rest / q_rest)).mean()))
+    found = float((kept + p_rest * np.log(p_rest / q_rest)).mean())
+    return max(found, 0.0)  # in this order NaN stays NaN
 
 
 def _log_softmax(picked: Logits, logits: Logits) -> NDArray[np.float64]:
-    top = logits.max(1, keepdims=True).astype(np.float64)
-    sums = np.exp(logits - top.astype(np.float32)).sum(1, dtype=np.float64, keepdims=True)
-    found: NDArray[np.float64] = picked - top - np.log(sums)
+    top = logits.max(1, keepdims=True)
+    sums = np.concatenate(  # row by row, for they are long and memory may be short
+        [
+            np.exp(row - at).sum(-1, dtype=np.float64, keepdims=True)
+            for row, at in zip(logits, top, strict=True)
+        ]
+    )
+    found: NDArray[np.float64] = picked - top.astype(np.float64) - np.log(sums)[:, None]
     return found
 
 
-def _reference(session: Any, items: Sequence[Item]) -> Reference:
-    tokens, logprobs = [], []
-    for logits in gold_logits(session, items):
-        top = min(TOP, logits.shape[1])
-        rows = np.argpartition(-logits, top - 1, 1)[:, :top].astype(np.int32)
-        tokens.append(rows)
-        likely = _log_softmax(np.take_along_axis(logits, rows, 1), logits)
-        logprobs.append(likely.astype(np.float32))
+def likeliest(logits: Logits) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """``tokens`` and ``logprobs`` of a :class:`Reference` for rows of logits, (rows, vocabulary)."""
+    top = min(TOP, logits.shape[1])
+    tokens = np.argpartition(-logits, top - 1, 1)[:, :top].astype(np.int32)
+    logprobs = _log_softmax(np.take_along_axis(logits, tokens, 1), logits)
+    return tokens, logprobs.astype(np.float32)
+
+
+def reference_of(session: Any, items: Sequence[Item]) -> Reference:
+    """What a session of the host makes of the questions."""
+    rows = [likeliest(logits) for logits in gold_logits(session, items)]
+    tokens, logprobs = zip(*rows, strict=True)
     starts = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    return Reference(
-        [i.id for i in items], starts, np.concatenate(tokens), np.concatenate(logprobs)
-    )
+    ids = [item.id for item in items]
+    return Reference(ids, starts, np.concatenate(tokens), np.concatenate(logprobs))
 
 
 def _work(request: Any, emit: Callable[..., None]) -> None:
@@ -133,7 +138,7 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
     session = open_session(
         "transformers", Path(request["folder"]), threads=0, context=context, parallel=8
     )
-    found = _reference(session, items)
+    found = reference_of(session, items)
     session.close()
     with Path(request["out"]).open("wb") as out:
         np.savez(

@@ -68,6 +68,21 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return max(0, min(shared, min(map(len, prompts)) - 1))
 
 
+def wanted_rows(
+    prompts: Sequence[Sequence[int]], last: Sequence[int] | None
+) -> tuple[list[Sequence[int]], list[int]]:
+    """Each prompt as far as the token before its first row of logits that is wanted, and its rows.
+
+    Args:
+        last: rows of each, those at its end; None: all behind the common prefix.
+    """
+    if last is None:
+        shared = common_prefix(prompts)
+        return list(prompts), [len(prompt) - shared for prompt in prompts]
+    # A common prefix of these leaves out the token whose logits come first.
+    return [p[: len(p) - n + 1] for p, n in zip(prompts, last, strict=True)], list(last)
+
+
 def check_fits(prompts: Iterable[Sequence[int]], new_tokens: int, context: int) -> None:
     """Refuse prompts that are empty, or too long for the context with what is to come.
 

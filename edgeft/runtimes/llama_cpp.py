@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UserError
-from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, thread_count
+from edgeft.runtimes import (
+    Completion,
+    Timing,
+    check_fits,
+    common_prefix,
+    thread_count,
+    wanted_rows,
+)
 
 try:
     import llama_cpp.llama_cpp as llama
@@ -35,7 +42,8 @@ from edgeft.runtimes.likelihood import Logits, log_likelihood
 from edgeft.runtimes.llama_batch import MAX_SEQUENCES, PIECE, Sequences
 
 _LOGITS_BYTES = 48 * 2**20  # of one batch; numpy's temporaries stay far below it
-_WHOLE_AT_ONCE = 8  # prompts whose logits are all kept until their turn
+_WHOLE_AT_ONCE = 8  # prompts whose logits are all kept until their turn,
+_WHOLE_BYTES = 256 * 2**20  # or as many as take no more than this
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 
 
@@ -149,8 +157,10 @@ class LlamaSession:
                 yield totals[following]
                 following += 1
 
-    def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Logits]:
-        """Next-token logits behind the common prefix.
+    def logits(
+        self, prompts: Sequence[Sequence[int]], last: Sequence[int] | None = None
+    ) -> Iterator[Logits]:
+        """Next-token logits behind the common prefix, or of the ``last`` so many tokens of each.
 
         Yields:
             For each prompt, in order, float32 [len(prompt) - common prefix, vocabulary].
@@ -158,13 +168,14 @@ class LlamaSession:
         if not prompts:
             return
         check_fits(prompts, 0, self._context)
-        shared = common_prefix(prompts)
+        heads, rows = wanted_rows(prompts, last)
+        first = [len(prompt) - n for prompt, n in zip(prompts, rows, strict=True)]
+        at_once = max(1, min(_WHOLE_AT_ONCE, _WHOLE_BYTES // (4 * self._vocab_size * max(rows))))
         parts: dict[int, list[Logits]] = {}
         following, ended = 0, set()
-        first = [shared] * len(prompts)
-        for i, last, logits in self._forward(prompts, first, shared, _WHOLE_AT_ONCE):
+        for i, is_last, logits in self._forward(prompts, first, common_prefix(heads), at_once):
             parts.setdefault(i, []).append(logits.copy())
-            if last:
+            if is_last:
                 ended.add(i)
             while following in ended:
                 yield np.concatenate(parts.pop(following))

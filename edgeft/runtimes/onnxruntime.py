@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeft.errors import UserError
-from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, thread_count
+from edgeft.runtimes import (
+    Completion,
+    Timing,
+    check_fits,
+    common_prefix,
+    thread_count,
+    wanted_rows,
+)
 from edgeft.runtimes.likelihood import Logits, log_likelihood
 
 try:
@@ -162,8 +169,10 @@ class OnnxSession:
                 logits = self._step(batch, np.array([token], np.int64))
         return total
 
-    def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Logits]:
-        """Next-token logits behind the common prefix.
+    def logits(
+        self, prompts: Sequence[Sequence[int]], last: Sequence[int] | None = None
+    ) -> Iterator[Logits]:
+        """Next-token logits behind the common prefix, or of the ``last`` so many tokens of each.
 
         Yields:
             For each prompt, in order, float32 [len(prompt) - common prefix, vocabulary].
@@ -171,14 +180,14 @@ class OnnxSession:
         if not prompts:
             return
         check_fits(prompts, 0, self._context)
-        common = common_prefix(prompts)
-        prefix, shared = self._prefix(prompts)
-        width = self._width(max(map(len, prompts)) - common)
+        heads, rows = wanted_rows(prompts, last)
+        prefix, shared = self._prefix(heads)
+        width = self._width(max(rows))
         for at in range(0, len(prompts), width):
-            texts = prompts[at : at + width]
-            _, logits = self._texts(prefix, shared, texts, max(map(len, texts)) - common)
-            for rows, text in zip(logits, texts, strict=True):
-                yield rows[common - len(text) :]
+            texts, wanted = prompts[at : at + width], rows[at : at + width]
+            _, logits = self._texts(prefix, shared, texts, max(wanted))
+            for row, n in zip(logits, wanted, strict=True):
+                yield row[-n:]
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
         """One stream: pseudo-random ids, and the most likely token each time."""

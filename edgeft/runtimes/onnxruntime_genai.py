@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.errors import UserError
-from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, thread_count
+from edgeft.runtimes import Completion, Timing, check_fits, thread_count, wanted_rows
 from edgeft.runtimes.likelihood import Logits, log_likelihood
 
 try:
@@ -99,8 +99,10 @@ class GenaiSession:
             behind = logits[len(logits) - len(continuation) :]
             yield log_likelihood(behind, continuation)
 
-    def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Logits]:
-        """Next-token logits behind the common prefix.
+    def logits(
+        self, prompts: Sequence[Sequence[int]], last: Sequence[int] | None = None
+    ) -> Iterator[Logits]:
+        """Next-token logits behind the common prefix, or of the ``last`` so many tokens of each.
 
         Yields:
             For each prompt, in order, float32 [len(prompt) - common prefix, vocabulary].
@@ -108,9 +110,9 @@ class GenaiSession:
         if not prompts:
             return
         check_fits(prompts, 0, self._context)
-        shared = common_prefix(prompts)
-        for _, logits in self._forward(prompts):
-            yield logits[shared:]
+        _, rows = wanted_rows(prompts, last)
+        for i, logits in self._forward(prompts):
+            yield logits[-rows[i] :]
 
     def _forward(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
         """i and the logits at every position of ``texts[i]``, in order."""

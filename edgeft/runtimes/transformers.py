@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UserError
-from edgeft.runtimes import Completion, Timing, check_fits, common_prefix, thread_count
+from edgeft.runtimes import (
+    Completion,
+    Timing,
+    check_fits,
+    common_prefix,
+    thread_count,
+    wanted_rows,
+)
 
 try:
     import torch
@@ -135,8 +142,10 @@ class TransformersSession:
             totals[index] = row.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
         return totals
 
-    def logits(self, prompts: Sequence[Sequence[int]]) -> Iterator[Any]:
-        """Next-token logits behind the common prefix.
+    def logits(
+        self, prompts: Sequence[Sequence[int]], last: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        """Next-token logits behind the common prefix, or of the ``last`` so many tokens of each.
 
         Yields:
             For each prompt, in order, a numpy float32 [len(prompt) - common prefix, vocabulary].
@@ -144,15 +153,15 @@ class TransformersSession:
         if not prompts:
             return
         check_fits(prompts, 0, self._context)
-        common = common_prefix(prompts)
-        shared, prefix = self._prefix(prompts)
-        width = self._width(max(map(len, prompts)) - common)
+        heads, rows = wanted_rows(prompts, last)
+        shared, prefix = self._prefix(heads)
+        width = self._width(max(rows))
         for at in range(0, len(prompts), width):
-            batch = prompts[at : at + width]
-            keep = max(map(len, batch)) - common
-            logits, _, _ = self._suffixes(self._copies(prefix, len(batch)), batch, shared, keep)
-            for row, prompt in zip(logits, batch, strict=True):
-                yield row[common - len(prompt) :].cpu().numpy()
+            batch, wanted = prompts[at : at + width], rows[at : at + width]
+            cache = self._copies(prefix, len(batch))
+            logits, _, _ = self._suffixes(cache, batch, shared, max(wanted))
+            for row, n in zip(logits, wanted, strict=True):
+                yield row[-n:].cpu().numpy()
 
     def time(self, prompt_tokens: int, new_tokens: int) -> Timing:
         """One stream: pseudo-random ids, and the most likely token each time."""
