@@ -221,7 +221,7 @@ def test_wrong_scores_are_found(
 
 FAULTS: list[tuple[str, Any, str]] = [
     ("edgeft.exporters.gguf_tokenizer._space_prefix", lambda *_: True, "tokenizer reads"),
-    ("edgeft.exporters.gguf_tokenizer._writes_bos", lambda *_: False, "tokenizer reads"),
+    ("edgeft.exporters.gguf_tokenizer._writes_bos", lambda *_: False, "leaves out the BOS"),
     ("edgeft.exporters.gguf_tokenizer._type", lambda *_: 1, "tokenizer reads"),
     ("edgeft.exporters.gguf._shift", lambda _: 0, "not written right"),
     ("gguf.GGUFWriter.add_sliding_window", lambda *_: None, "not written right"),
