@@ -118,7 +118,9 @@ def _instead(variant: Variant, variants: Sequence[Variant]) -> str:
     if variant.runtime == "llama.cpp":
         ways.append("gguf-auto")
     left = [name for name in ways if name in known and name not in done]
-    return f"the targets {', '.join(left)}" if left else "more bits"
+    if not left:
+        return "more bits"
+    return f"exporting {' or '.join(filter(None, [', '.join(left[:-1]), left[-1]]))}"
 
 
 def _device(variant: Variant, machines: Mapping[str, Facts]) -> Cause:
