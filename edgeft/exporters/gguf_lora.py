@@ -23,7 +23,7 @@ from edgeft.recipe import Recipe
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SCRIPT = "convert_lora_to_gguf.py"
-_METHODS = ("lora", "qlora")
+METHODS = ("lora", "qlora")
 _MATRIX = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
 # What PEFT computes otherwise than W + scaling * B A, by the key that turns it on.
 _BEYOND = {
@@ -56,11 +56,11 @@ def check_supported(targets: Iterable[Target], recipe: Recipe, adapter: Path | N
     if name is None:
         return
     method = recipe.train.method
-    if recipe.adapter is None and method not in _METHODS:
+    if recipe.adapter is None and method not in METHODS:
         leaves = "no adapter" if method == "full" else "one that llama.cpp cannot apply"
         raise UserError(
             f"target {name} ships the base with a LoRA adapter, and method {method} leaves {leaves}: "
-            f"train with --method {' or '.join(_METHODS)}, or take a target without one"
+            f"train with --method {' or '.join(METHODS)}, or take a target without one"
         )
     checkout = recipe.export.llama_cpp
     if checkout and not (Path(checkout) / _SCRIPT).is_file():
