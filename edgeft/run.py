@@ -109,7 +109,7 @@ def stage(out: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) 
         return False
     partial = out.with_name(out.name + ".partial")
     try:
-        if partial.exists() and _mark(partial) != print_:
+        if partial.exists() and mark(partial) != print_:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         write_json(partial / "stage.json", {"fingerprint": print_, "done": False})
@@ -125,15 +125,16 @@ def stage(out: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) 
 
 def is_done(out: Path, print_: str) -> bool:
     """Whether a stage's folder holds a finished result for this fingerprint."""
-    return _mark(out) == print_
+    return mark(out) == print_
 
 
-def _mark(folder: Path) -> str | None:
+def mark(folder: Path) -> str | None:
+    """The fingerprint that a stage's folder was made for; None where it is no stage's."""
     try:
-        mark = json.loads((folder / "stage.json").read_text())
+        found = json.loads((folder / "stage.json").read_text())
     except (OSError, ValueError):
         return None
-    return str(mark.get("fingerprint"))
+    return str(found.get("fingerprint"))
 
 
 def disk_reason(error: OSError) -> str:

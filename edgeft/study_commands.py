@@ -21,7 +21,8 @@ def study(
         str, typer.Option(help="local: one cell after the other here; ray: on a cluster.")
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster; none: one is started here.")
+        str | None,
+        typer.Option(help="Of the Ray cluster; else $RAY_ADDRESS, else one is started here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -32,8 +33,9 @@ def study(
         raise UserError(f"--executor is {' or '.join(stage.EXECUTORS)}, not '{executor}'")
     given = settings.load(study_file)
     path = out or Path("runs") / study_file.stem
+    plan = stage.plan(path, given)  # what is wrong is said before anything is written
     if dry_run:
-        estimate.show(estimate.estimate(stage.plan(path, given)), as_json)
+        estimate.show(plan, estimate.estimate(plan), as_json)
         return
     with stage.opened(path, given):
         plan = stage.plan(path, given)

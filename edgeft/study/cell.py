@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft import __version__, catalog, pipeline, recipe, report, run, stages
+from edgeft import __version__, catalog, model, pipeline, recipe, report, run, stages
 from edgeft.errors import UserError
 from edgeft.progress import say
+from edgeft.recipe import Recipe
 from edgeft.study.settings import Cell
 
 DONE, FAILED, WAITING = "done", "failed", "waiting"
@@ -62,6 +64,7 @@ class Outcome:
         error: why it failed.
         seconds: of work, all attempts added up.
         attempts: how often it was tried.
+        scored: the host's scores are there, and what of the rest did not fail.
     """
 
     id: str
@@ -70,27 +73,40 @@ class Outcome:
     seconds: float = 0.0
     attempts: int = 0
     fingerprint: str = ""
+    scored: bool = False
 
 
-def order(study: Path, cell: Cell, devices: Sequence[dict[str, Any]]) -> Order:
+def order(study: Path, cell: Cell) -> Order:
     """The cell's work in the study's folder."""
-    targets = {t.name: asdict(t) for t in catalog.find_targets(cell.recipe.export.targets)}
+    study = study.resolve()  # a worker may stand elsewhere
     inputs = {
         "edgeft": __version__,
         "recipe": asdict(cell.recipe),
-        "targets": targets,
+        "files": _sources(cell.recipe),
+        "targets": [asdict(t) for t in catalog.find_targets(cell.recipe.export.targets)],
         "weights": list(cell.weights),
-        "devices": list(devices),
+        "devices": cell.devices,
+        "profiles": [asdict(catalog.find_device(device["name"])) for device in cell.devices],
     }
     return Order(
         id=cell.id,
         run=str(run_folder(study, cell.id)),
         recipe=recipe.dump(cell.recipe),
         weights=cell.weights,
-        devices=devices,
+        devices=cell.devices,
         share=str(run_folder(study, cell.shares)) if cell.shares else None,
         fingerprint=run.fingerprint(inputs),
     )
+
+
+def _sources(given: Recipe) -> dict[str, list[int]]:
+    """Size and time of the local files that a cell begins with; its stages compare what they hold."""
+    files: list[Path] = []
+    for place in (model.source(given.model), given.task.data and Path(given.task.data)):
+        if isinstance(place, Path):
+            files += place.rglob("*") if place.is_dir() else [place]
+    found = {path: path.stat() for path in sorted(files) if path.is_file()}
+    return {str(path): [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
 
 
 def run_folder(study: Path, cell: str) -> Path:
@@ -119,48 +135,60 @@ def keep(study: Path, found: Outcome) -> None:
 
 
 def do(given: Order) -> Outcome:
-    """Do a cell's work, or go on with it. What a user can cause is an outcome, not an exception."""
+    """Do a cell's work, or go on with it. What goes wrong is an outcome, not an exception."""
     start = time.monotonic()
     error: str | None = None
+    scored = False
     try:
-        _do(given)
+        failed = _do(given)
+        error, scored = str(failed) if failed else None, True
     except UserError as wrong:
         error = str(wrong)
-    state = FAILED if error else DONE
+    except Exception as wrong:  # of ours: the other cells can do without it, its place is said
+        traceback.print_exc()
+        error = f"{type(wrong).__name__}: {wrong}"
+    state = DONE if error is None else FAILED
     seconds = round(time.monotonic() - start, 1)
-    return Outcome(given.id, state, error, seconds, 1, given.fingerprint)
+    return Outcome(given.id, state, error, seconds, 1, given.fingerprint, scored)
 
 
-def _do(given: Order) -> None:
+def _do(given: Order) -> UserError | None:
+    """See :func:`edgeft.pipeline.run`."""
     settings = recipe.parse(given.recipe, name=given.id)
     path = Path(given.run)
     path.mkdir(parents=True, exist_ok=True)
     with stages.opened(path, settings) as this:
+        trains = "tuned" in given.weights
         if given.share:
-            share(Path(given.share), path)
+            share(Path(given.share), path, anew=trains)
         targets = catalog.find_targets(settings.export.targets)
         failed = pipeline.run(this, targets, given.devices, given.weights)
-        if "tuned" in given.weights:
+        if trains:
             report.write(path)
-    if failed:
-        raise failed
+    return failed
 
 
-def share(source: Path, run_: Path) -> None:
+def share(source: Path, run_: Path, *, anew: bool) -> None:
     """Take over what base left in another run: finished stages that this one does not have.
 
     Whether they fit is decided as always, by the stages' fingerprints. Files are linked; no stage
     writes into a finished one.
+
+    Args:
+        anew: take what is another than here as well; this run has the same base and questions.
     """
     for pattern in _SHARED:
         for stage in sorted(source.glob(pattern)):
             place = run_ / stage.relative_to(source)
-            if not (stage / "stage.json").is_file() or place.exists():
+            mark = run.mark(stage)
+            if mark is None or (place.exists() and not (anew and run.mark(place) != mark)):
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             partial = place.with_name(place.name + ".shared")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(stage, partial, copy_function=_link)
+            if place.exists():
+                shutil.rmtree(place)
             partial.rename(place)
 
 

@@ -8,17 +8,19 @@ times as fast as that says.
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from edgeft import catalog, model
-from edgeft.errors import UserError
+from edgeft.catalog import Target
 from edgeft.progress import byte_size
 from edgeft.report import terminal
 from edgeft.report.figures import NONE, Table
@@ -34,7 +36,8 @@ _EFFICIENCY = {"full": 0.6, "lora": 1.2, "dora": 0.8, "qlora": 0.7}
 _TOKENS, _SCORED = 130, 150
 _RUNTIME_RATE = 1.0  # of the float32 matrix rate, scoring in a runtime
 _EXPORT_S = 25.0  # a target: loading, writing, verifying
-_BITS = {"F16": 16.0, "fp32": 32.0, "int8": 8.5, "int4": 5.5}
+_BITS = {"fp32": 32.0, "int8": 8.5, "int4": 5.5}  # of ONNX; a GGUF's type says them
+_QUESTIONS = 1000, 7000  # where a task does not say how many there are: scored, trained on
 _MATRIX, _ROUNDS = 1024, 4
 
 
@@ -84,16 +87,25 @@ def parameters(reference: str) -> int | None:
             place = Path(snapshot_download(place, local_files_only=True))
         except Exception:  # not here, or no hub client: nothing to say yet
             return None
-    if place.is_file():
-        from gguf import GGUFReader
+    try:
+        return _in_gguf(place) if place.is_file() else _in_folder(place)
+    except (OSError, ValueError, IndexError):  # damaged; the cell will say how
+        return None
 
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(place).tensors)
+
+def _in_gguf(path: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+
+
+def _in_folder(place: Path) -> int | None:
     total = 0
     for path in place.glob("*.safetensors"):
         with path.open("rb") as data:  # a length, then JSON
             header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
         shapes = [facts["shape"] for name, facts in header.items() if name != "__metadata__"]
-        total += sum(int(np.prod(shape)) for shape in shapes)
+        total += sum(math.prod(shape) for shape in shapes)
     return total or None
 
 
@@ -111,24 +123,31 @@ def _like(plan: Plan, cell: Cell) -> float | None:
 def _seconds(cell: Cell, size: int | None, rate: float) -> float | None:
     if size is None:
         return None
-    task, train, targets = cell.recipe.task, cell.recipe.train, cell.recipe.export.targets
-    asked = task.limit or task.evaluation or 1000
+    task, train = cell.recipe.task, cell.recipe.train
+    asked = _at_most(task.limit, task.evaluation or _QUESTIONS[0])
     scoring = 2.0 * size * asked * _SCORED / rate
-    total = scoring + len(targets) * (scoring / _RUNTIME_RATE / 2 + _EXPORT_S)
+    total = scoring + _EXPORT_S * len(cell.recipe.export.targets)
+    for device in cell.devices:  # as if each were this machine
+        share = _at_most(device["said"].get("limit"), asked) / asked
+        total += len(device["targets"]) * share * scoring / _RUNTIME_RATE / 2
     if "tuned" not in cell.weights:
         return total
-    steps = train.epochs * (task.limit or task.train or 7000)
+    examples = train.epochs * _at_most(task.limit, task.train or _QUESTIONS[1])
     if train.max_steps:
-        steps = min(steps, train.max_steps * train.batch_size * train.gradient_accumulation_steps)
-    operations = _OPERATIONS[train.method] * size * steps * _TOKENS
+        a_step = train.batch_size * train.gradient_accumulation_steps
+        examples = min(examples, train.max_steps * a_step)
+    operations = _OPERATIONS[train.method] * size * examples * _TOKENS
     return total + scoring + operations / (rate * _EFFICIENCY[train.method])
+
+
+def _at_most(limit: int | None, number: int) -> int:
+    return number if limit is None else min(limit, number)
 
 
 def _bytes(cell: Cell, size: int | None) -> int | None:
     if size is None:
         return None
-    known = catalog.targets()
-    bits = [_target_bits(known[name]) for name in cell.recipe.export.targets]
+    bits = [_target_bits(target) for target in catalog.find_targets(cell.recipe.export.targets)]
     # The weights as a folder (merged: float32) and in 16 bits, and each target's file.
     folder = 32 if "tuned" in cell.weights else 16
     whole = folder + 16 + sum(bits)
@@ -137,12 +156,12 @@ def _bytes(cell: Cell, size: int | None) -> int | None:
     return round(size * whole / 8)
 
 
-def _target_bits(target: Any) -> float:
+def _target_bits(target: Target) -> float:
     kind = str(target.settings.get("ftype") or target.settings.get("precision") or "F16")
-    if kind in _BITS:
-        return _BITS[kind]
-    digits = [c for c in kind if c.isdigit()]
-    return float(digits[0]) + 0.7 if digits else 16.0
+    bits = re.search(r"\d+", kind)
+    if kind in _BITS or bits is None:
+        return _BITS.get(kind, 16.0)
+    return float(bits[0]) + (0.7 if int(bits[0]) < 16 else 0.0)  # scales, and what is not rounded
 
 
 def _matrix_rate() -> float:
@@ -157,7 +176,7 @@ def _matrix_rate() -> float:
     return float(2 * _MATRIX**3 / best)
 
 
-def show(guesses: list[Guess], as_json: bool) -> None:
+def show(plan: Plan, guesses: list[Guess], as_json: bool) -> None:
     """Print the cells and what they add up to."""
     if as_json:
         print(json.dumps([asdict(guess) for guess in guesses], indent=2))
@@ -174,28 +193,17 @@ def show(guesses: list[Guess], as_json: bool) -> None:
     seconds, size = sum(g.seconds or 0 for g in left), sum(g.bytes or 0 for g in left)
     print(
         f"{len(left)} of {len(guesses)} cells to do: about {_duration(seconds)} on this machine's "
-        f"CPU, one after the other, and {byte_size(size)} of disk"
+        f"CPU, one after the other, and {byte_size(size)} of disk, of which "
+        f"{byte_size(_free(plan.path))} are free"
     )
     if unknown:
         print(f"not counted, since their model is not here yet: {', '.join(unknown)}")
 
 
-def check_disk(plan: Plan, guesses: list[Guess]) -> None:
-    """Refuse what the disk has no room for.
-
-    Raises:
-        UserError: with what is missing.
-    """
-    import shutil
-
-    place = plan.path
-    while not place.exists():
-        place = place.parent
-    free, wanted = shutil.disk_usage(place).free, sum(g.bytes or 0 for g in guesses)
-    if wanted > free:
-        raise UserError(
-            f"the study needs about {byte_size(wanted)} of disk, {place} has {byte_size(free)} left"
-        )
+def _free(place: Path) -> int:
+    """Bytes on the disk of a folder that need not be there yet."""
+    there = next(path for path in (place.resolve(), *place.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _duration(seconds: float | None) -> str:

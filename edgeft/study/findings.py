@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from edgeft.report.figures import points, points_interval
+from edgeft.study.cell import DONE
 from edgeft.study.results import ON_HOST, Row, Score, StudyResult
 from edgeft.study.statistics import difference
 from edgeft.study.tables import place_name
@@ -17,16 +18,17 @@ PAPER = "the paper (arXiv 2606.06920)"
 
 def lead(found: StudyResult) -> str:
     """What was done, in one sentence."""
-    done = sum(o.state == "done" for o in found.outcomes)
+    done = f"{sum(o.state == DONE for o in found.outcomes)} of {len(found.outcomes)} cells done."
+    if not found.rows:
+        return f"Nothing is scored yet: {done}"
     models = len({row.model for row in found.rows})
     methods = list(dict.fromkeys(row.method for row in found.rows))
     asked = max((s.n for row in found.rows for s in row.scores), default=0)
     devices = {device for _, device in found.places if device}
     return (
-        f"{_count(models, 'model')}, {len(methods)} methods ({', '.join(methods)}), "
+        f"{_count(models, 'model')}, {_count(len(methods), 'method')} ({', '.join(methods)}), "
         f"{_count(len(found.places) - 1, 'place')} after deployment on "
-        f"{_count(len(devices), 'device')}, up to {asked} questions: {done} of "
-        f"{len(found.outcomes)} cells done."
+        f"{_count(len(devices), 'device')}, up to {asked} questions: {done}"
     )
 
 

@@ -1,12 +1,15 @@
-"""A study's cells on a Ray cluster: Ray places them, retries lost workers, and keeps the order.
+"""A study's cells on a Ray cluster: Ray places them and does those of a lost worker again.
 
 Nodes share the study's folder under one path. What crosses is JSON text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UserError
@@ -14,6 +17,8 @@ from edgeft.progress import say
 from edgeft.study import cell as work
 from edgeft.study.cell import FAILED, Order, Outcome
 from edgeft.study.stage import Plan, Tell, attempt
+
+_HERE = "local"
 
 
 def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
@@ -28,11 +33,14 @@ def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
         raise UserError(f"Ray is not installed ({error}): pip install 'edgeft[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
+        address = address or os.environ.get("RAY_ADDRESS") or _HERE
+        if address == _HERE:  # what is started here tells nobody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=address, log_to_driver=True, include_dashboard=False)
+            ray.init(address=address, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"no Ray cluster at {address}: {reason}") from error
     try:
         _execute(ray, this, tell)
     finally:
@@ -41,48 +49,56 @@ def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
 
 
 def _execute(ray: Any, this: Plan, tell: Tell) -> None:
-    cells = {cell.id: cell for cell in this.cells}
     _check_room(ray, this)
-    waiting: dict[Any, str] = {}
-    by_id: dict[str, Any] = {}
-    for i in this.left:
-        shares = cells[i].shares
-        after = [by_id[shares]] if shares in by_id else []
-        task = ray.remote(_work).options(
-            name=i,
-            num_cpus=this.study.resources.cpus,
-            num_gpus=this.study.resources.gpus if "tuned" in cells[i].weights else 0,
-            max_retries=max(1, this.study.retries),  # of a worker that is lost
-        )
+    wanted, here = this.study.resources, str(Path.cwd())
+    task = ray.remote(_work).options(
+        num_cpus=wanted.cpus,
+        num_gpus=wanted.gpus,
+        max_retries=max(1, this.study.retries),  # of a worker that is lost
+    )
+    at_work: dict[Any, str] = {}
+
+    def begin(i: str) -> None:
         given = json.dumps(asdict(this.orders[i]))
-        by_id[i] = task.remote(given, this.study.retries, *after)
-        waiting[by_id[i]] = i
-    while waiting:
-        [ready], _ = ray.wait(list(waiting), num_returns=1)
-        i = waiting.pop(ready)
+        at_work[task.options(name=i).remote(given, this.study.retries, here)] = i
+
+    held: dict[str, list[str]] = {}  # until the cell is done whose base they take over
+    for cell in (cell for cell in this.cells if cell.id in this.left):
+        if cell.shares in this.left:
+            held.setdefault(str(cell.shares), []).append(cell.id)
+        else:
+            begin(cell.id)
+    while at_work:
+        [ready], _ = ray.wait(list(at_work), num_returns=1)
+        i = at_work.pop(ready)
         try:
             found = Outcome(**json.loads(ray.get(ready)))
         except ray.exceptions.RayError as error:
             reason = f"its worker was lost: {str(error).strip().splitlines()[0]}"
             found = Outcome(i, FAILED, reason, 0.0, 1, this.orders[i].fingerprint)
         tell(found)
+        for waiting in held.pop(i, []):
+            begin(waiting)
 
 
 def _check_room(ray: Any, this: Plan) -> None:
     """Ray would wait for ever for what no node has."""
-    cluster, wanted = ray.cluster_resources(), this.study.resources
-    for name, count in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
-        most = max((node["Resources"].get(name, 0) for node in ray.nodes()), default=0)
-        if count > most:
-            raise UserError(
-                f"a cell wants {count:g} {name} (resources), and no node of the cluster has more "
-                f"than {most:g}"
-            )
-    say(f"· Ray: {cluster.get('CPU', 0):g} CPUs, {cluster.get('GPU', 0):g} GPUs")
+    wanted = this.study.resources
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
+    if not any(cpus >= wanted.cpus and gpus >= wanted.gpus for cpus, gpus in has):
+        there = ", ".join(f"{cpus:g} CPU and {gpus:g} GPU" for cpus, gpus in sorted(set(has)))
+        raise UserError(
+            f"a cell wants {wanted.cpus:g} CPU and {wanted.gpus:g} GPU (resources), and no node of "
+            f"the cluster has that; there are nodes with {there}"
+        )
+    cpus, gpus = (sum(counts) for counts in zip(*has, strict=True))
+    say(f"· Ray: {cpus:g} CPUs, {gpus:g} GPUs")
 
 
-def _work(given: str, retries: int, *_: Any) -> str:
-    """The worker's side. What stands behind the arguments is what had to be done first."""
-    read = json.loads(given)
-    found = attempt(Order(**read), retries, work.do)
+def _work(given: str, retries: int, folder: str) -> str:
+    """The worker's side. ``folder``: where the command was given, which relative paths begin at."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
+    found = attempt(Order(**json.loads(given)), retries, work.do)
     return json.dumps(asdict(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from edgeft import survival
 from edgeft.report.results import HEADLINE, HOST, of_group, read_json, read_results, scored
-from edgeft.study.cell import Outcome, outcome, run_folder
+from edgeft.study.cell import DONE, Outcome, outcome, run_folder
 from edgeft.study.settings import ZERO_SHOT, Cell
 from edgeft.study.statistics import Answers, Estimate, Estimates, answers, estimates
 from edgeft.survival import Interval, Result
@@ -47,13 +48,13 @@ class Score:
     bytes: int | None = None
     tok_s: float | None = None
     memory_mb: float | None = None
-    draws: dict[str, Estimate] = field(default_factory=dict, repr=False)
-    answers: Answers | None = field(default=None, repr=False)
+    draws: dict[str, Estimate] = field(default_factory=dict, repr=False, compare=False)
+    answers: Answers | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one task with one model. ``seeds``: those that are done."""
+    """One method on one task with one model. ``seeds``: those that are scored."""
 
     model: str
     task: str
@@ -86,59 +87,70 @@ class StudyResult:
 
 
 def collect(study: Path, cells: Sequence[Cell]) -> StudyResult:
-    """Read what the study's runs left; cells that are not done are in ``outcomes`` only."""
+    """Read what the study's runs left; of a cell that failed, what was scored all the same."""
     outcomes = [outcome(study, cell.id) for cell in cells]
-    done = [c for c, o in zip(cells, outcomes, strict=True) if o.state == "done"]
+    pairs = zip(cells, outcomes, strict=True)
+    there = [cell for cell, found in pairs if found.state == DONE or found.scored]
     rows = []
     for model, task in dict.fromkeys((c.model, c.task) for c in cells):
-        here = [c for c in done if (c.model, c.task) == (model, task)]
-        rows += _rows(study, here)
+        rows += _rows(study, [c for c in there if (c.model, c.task) == (model, task)])
     keep = cells[0].recipe.report.keep if cells else survival.KEEP
-    places = list(dict.fromkeys((s.target, s.device) for row in rows for s in row.scores))
-    targets = cells[0].recipe.export.targets if cells else []
-    order = {target: i for i, target in enumerate(targets)}
-    places.sort(key=lambda p: (p != ON_HOST, p[1] != "local", p[1] or "", order.get(p[0] or "", 0)))
+    scored_at = {(s.target, s.device) for row in rows for s in row.scores}
+    asked = dict.fromkeys(place for cell in cells for place in _places(cell))
     machines: dict[str, Any] = {}
-    for cell in done:
+    for cell in there:
         for path in sorted((run_folder(study, cell.id) / "bench").glob("*/machine.json")):
             machines.setdefault(path.parent.name, read_json(path))
-    version = (
-        str((read_json(run_folder(study, done[0].id) / "run.json") or {}).get("edgeft", ""))
-        if done
-        else ""
+    version = ""
+    if there:
+        run = read_json(run_folder(study, there[0].id) / "run.json") or {}
+        version = str(run.get("edgeft", ""))
+    return StudyResult(
+        name=study.resolve().name,
+        edgeft=version,
+        keep=keep,
+        rows=rows,
+        places=[place for place in asked if place in scored_at],
+        outcomes=outcomes,
+        machines=machines,
     )
-    return StudyResult(study.resolve().name, version, keep, rows, places, outcomes, machines)
+
+
+def _places(cell: Cell) -> list[Place]:
+    """Where a cell is scored, the host first; a run may know more, from earlier."""
+    return [ON_HOST, *((t, d["name"]) for d in cell.devices for t in d["targets"])]
 
 
 def _rows(study: Path, cells: Sequence[Cell]) -> list[Row]:
     """The methods on one task with one model, zero-shot first."""
-    zero = next((c for c in cells if c.method == ZERO_SHOT), None)
-    if zero is None:
+    # Zero-shot's base; where that cell failed, what another has scored in its place.
+    same = [c for c in cells if c.method == ZERO_SHOT or c.seed is not None]
+    base = next(filter(None, (_scored(study, cell, "base") for cell in same)), None)
+    if base is None:
         return []
-    base = _scored(run_folder(study, zero.id), "base")
     parameters = _parameters(study, cells)
-    keep = zero.recipe.report.keep
+    model, task, keep = cells[0].model, cells[0].task, cells[0].recipe.report.keep
     rows = []
     for method in dict.fromkeys(c.method for c in cells):
         own = [c for c in cells if c.method == method]
-        weights = "tuned" if own[0].seed is not None else "base"
-        found = [(_scored(run_folder(study, c.id), weights), c) for c in own]
+        found = [_scored(study, cell, cell.weights[-1]) for cell in own]
+        # A target whose types the tuned weights choose has another base in each cell.
+        bases = [{**_scored(study, cell, "base"), **base} for cell in own]
         scores = []
-        for place in dict.fromkeys(p for there, _ in found for p in there):
-            with_all = [there for there, _ in found if place in there]
-            if len(with_all) < len(found) or place not in base:
+        for place in _places(own[0]):
+            if not all(place in there for there in [*found, *bases]):
                 continue  # a seed without it: not comparable
-            score = _score(place, base, with_all, keep, method == ZERO_SHOT)
+            score = _score(place, bases, found, keep, method == ZERO_SHOT)
             if score:
-                scores.append(_with_facts(score, study, [c for _, c in found]))
+                scores.append(_with_facts(score, study, own))
         seeds = [c.seed for c in own if c.seed is not None]
-        rows.append(Row(zero.model, zero.task, method, parameters, seeds, scores))
+        rows.append(Row(model, task, method, parameters, seeds, scores))
     return rows
 
 
 def _score(
     place: Place,
-    base: dict[Place, list[Result]],
+    bases: Sequence[dict[Place, list[Result]]],
     seeds: Sequence[dict[Place, list[Result]]],
     keep: float,
     is_base: bool,
@@ -151,7 +163,7 @@ def _score(
                 "host_base": base[ON_HOST],
                 "host_tuned": there[ON_HOST],
             }
-            for there in seeds
+            for base, there in zip(bases, seeds, strict=True)
         ]
     )
     if given is None:
@@ -192,17 +204,18 @@ def _compared(score: Score, found: Estimates, keep: float) -> Score:
     )
 
 
-def _scored(run: Path, weights: str) -> dict[Place, list[Result]]:
+def _scored(study: Path, cell: Cell, weights: str) -> dict[Place, list[Result]]:
     """Results of base or tuned by place; those of other weights or questions are left out."""
-    host = run / "bench" / HOST / weights
-    found = {ON_HOST: of_group(read_results(host) or [])}
-    for folder in sorted((run / "bench").glob(f"*/*/{weights}")):
-        device, target = folder.parent.parent.name, folder.parent.name
-        if device != "general" and scored(folder) == scored(host):
-            results = of_group(read_results(folder) or [], HEADLINE)
-            if results:
-                found[target, device] = results
-    return found if found[ON_HOST] else {}
+    bench = run_folder(study, cell.id) / "bench"
+    host = bench / HOST / weights
+    found: dict[Place, list[Result]] = {}
+    for place in _places(cell):
+        target, device = place
+        folder = host if place == ON_HOST else bench / str(device) / str(target) / weights
+        results = of_group(read_results(folder) or [], HEADLINE)
+        if results and scored(folder) == scored(host):
+            found[place] = results
+    return found if ON_HOST in found else {}
 
 
 def _with_facts(score: Score, study: Path, cells: Iterable[Cell]) -> Score:
@@ -221,12 +234,19 @@ def _with_facts(score: Score, study: Path, cells: Iterable[Cell]) -> Score:
         latency = read_json(place / "latency.json") or {}
         speeds.append(latency.get("decode_tok_s"))
         memory.append(latency.get("peak_rss_mb"))
-    return replace(score, bytes=_median(sizes), tok_s=_median(speeds), memory_mb=_median(memory))
+    size = median(sizes)
+    return replace(
+        score,
+        bytes=None if size is None else round(size),
+        tok_s=median(speeds),
+        memory_mb=median(memory),
+    )
 
 
-def _median(values: Sequence[Any]) -> Any:
-    known = sorted(v for v in values if v)
-    return known[len(known) // 2] if known else None
+def median(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value]
+    return statistics.median(known) if known else None
 
 
 def _parameters(study: Path, cells: Sequence[Cell]) -> int | None:

@@ -17,7 +17,7 @@ from edgeft.study import settings
 from edgeft.study.cell import DONE, FAILED, Order, Outcome
 from edgeft.study.settings import Cell, Study
 
-MARK, FILE = "study.json", "study.yaml"
+FILE = "study.yaml"
 LOCAL, RAY = "local", "ray"
 EXECUTORS = (LOCAL, RAY)
 Tell = Callable[[Outcome], None]
@@ -41,9 +41,9 @@ class Plan:
 
 def plan(path: Path, study: Study) -> Plan:
     """What is to be done in the folder ``path``; nothing is written."""
+    check(path)
     cells = settings.cells(study)
-    devices = settings.devices(study)
-    orders = {c.id: work.order(path, c, devices) for c in cells}
+    orders = {c.id: work.order(path, c) for c in cells}
     left = [i for i, given in orders.items() if not is_done(path, given)]
     return Plan(path, study, cells, orders, left)
 
@@ -54,6 +54,16 @@ def is_done(path: Path, given: Order) -> bool:
     return found.state == DONE and found.fingerprint == given.fingerprint
 
 
+def check(path: Path) -> None:
+    """Whether a folder is a study's, or can become one.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if path.is_dir() and not (path / FILE).is_file() and any(path.iterdir()):
+        raise UserError(f"{path} is no study and not empty: give another folder with --out")
+
+
 @contextlib.contextmanager
 def opened(path: Path, study: Study) -> Iterator[None]:
     """Make or lock a study's folder.
@@ -61,16 +71,16 @@ def opened(path: Path, study: Study) -> Iterator[None]:
     Raises:
         UserError: it holds other things, or another process works on it.
     """
-    if path.is_dir() and not (path / FILE).is_file() and any(path.iterdir()):
-        raise UserError(f"{path} is no study and not empty: give another folder with --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with run.locked(path):
+    check(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run.locked(path))
             text = yaml.safe_dump(settings.described(study), sort_keys=False)
             (path / FILE).write_text(text, encoding="utf-8")
-            yield
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror}") from error
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from error
+        yield
 
 
 def execute(this: Plan, executor: str = LOCAL, address: str | None = None) -> list[Outcome]:
@@ -89,13 +99,11 @@ def execute(this: Plan, executor: str = LOCAL, address: str | None = None) -> li
 
     def tell(found: Outcome) -> None:
         before = work.outcome(this.path, found.id)
-        same = before.fingerprint == found.fingerprint
-        if same:  # all work on it counts
-            found = replace(
-                found,
-                seconds=round(found.seconds + before.seconds, 1),
-                attempts=found.attempts + before.attempts,
-            )
+        if before.fingerprint == found.fingerprint:  # all work on it counts
+            seconds, attempts = found.seconds + before.seconds, found.attempts + before.attempts
+        else:  # much of it may have been up to date
+            seconds, attempts = max(found.seconds, before.seconds), found.attempts
+        found = replace(found, seconds=round(seconds, 1), attempts=attempts)
         work.keep(this.path, found)
         count[0] += 1
         work.told(found, count[0], len(this.cells))

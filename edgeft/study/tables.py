@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeft.report.figures import NONE, Table, megabytes, number, points, ratio_interval
-from edgeft.study.results import ON_HOST, Place, Row, Score, StudyResult
+from edgeft.study.results import ON_HOST, Place, Row, Score, StudyResult, median
 from edgeft.study.statistics import Estimate, pooled
 
 NEGATIVE, REVERSED = "negative-transfer", "reversed"
@@ -109,28 +109,19 @@ def speed(found: StudyResult) -> Table:
     """What the files take."""
     rows = []
     for place in found.places:
-        scores = [s for row in found.rows for s in _scores([row], place) if s.tok_s or s.bytes]
         for model in dict.fromkeys(row.model for row in found.rows):
-            own = [
-                s
-                for row in found.rows
-                if row.model == model
-                for s in _scores([row], place)
-                if s in scores and s.bytes
-            ]
-            if not own or place == ON_HOST:
-                continue
-            timed = sorted(s.tok_s for s in own if s.tok_s)
-            memory = sorted(s.memory_mb for s in own if s.memory_mb)
-            rows.append(
-                [
-                    model,
-                    place_name(place),
-                    megabytes(own[-1].bytes),
-                    number(timed[len(timed) // 2] if timed else None, "{:.1f}"),
-                    number(memory[len(memory) // 2] if memory else None, "{:.0f}"),
-                ]
-            )
+            own = _scores([row for row in found.rows if row.model == model], place)
+            size = median(score.bytes for score in own)
+            if size is not None:
+                rows.append(
+                    [
+                        model,
+                        place_name(place),
+                        megabytes(round(size)),
+                        number(median(score.tok_s for score in own), "{:.1f}"),
+                        number(median(score.memory_mb for score in own), "{:.0f}"),
+                    ]
+                )
     return Table(
         "Size and speed",
         "Decoding one stream; medians over methods and seeds.",
