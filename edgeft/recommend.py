@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UserError, near
+from edgeft.model import name_of
 from edgeft.report.figures import percent, points, points_interval, ratio_interval
 from edgeft.report.ship import Limits
 from edgeft.study.results import read
@@ -54,29 +55,25 @@ def recommend(
     Of what meets the limits, what survives goes first, then the highest accuracy, then the speed.
 
     Args:
-        model, task: only these.
+        model, task: only these; a model by its reference or its last part.
         parameters: of the user's model, such as ``360M``, for the rule.
 
     Raises:
-        UserError: a path holds no study, or ``parameters`` is no number.
+        UserError: a path holds no study, none has the model or task, or ``parameters`` is no number.
     """
     size = None if parameters is None else count(parameters)
-    rows = [(path, row) for path in studies for row in read(path)["rows"]]
-    wanted = [
-        (path, row)
-        for path, row in rows
-        if (model is None or row["model"] == model) and (task is None or row["task"] == task)
-    ]
-    if rows and not wanted:
-        known = sorted({row["model"] if model else row["task"] for _, row in rows})
-        what = str(model or task)
-        raise UserError(f"no study has {what}{near(what, known)}")
+    wanted = [(path, row) for path in studies for row in read(path)["rows"]]
+    for key, name in (("model", model and name_of(model)), ("task", task)):
+        known = {row[key] for _, row in wanted}
+        wanted = [(path, row) for path, row in wanted if name in (None, row[key])]
+        if known and not wanted:
+            raise UserError(f"no study has the {key} {name}{near(str(name), sorted(known))}")
     found = []
     for name in dict.fromkeys(row["task"] for _, row in wanted):
         here = [(path, row) for path, row in wanted if row["task"] == name]
         if answer := _measured(here, name, device, limits):
             found.append(answer)
-    return found or [_rule(device, size, bool(rows))]
+    return found or [_rule(device, size, bool(studies))]
 
 
 def count(text: str) -> float:
@@ -181,7 +178,7 @@ def _evidence(path: Path, row: dict[str, Any], score: dict[str, Any]) -> str:
 
 
 def _rule(device: str, size: float | None, studied: bool) -> Recommendation:
-    nothing = f"no study was run on {device}" if studied else "no study was given"
+    nothing = f"no study has scores on {device}" if studied else "no study was given"
     evidence = f"{nothing}; the rule is that of arXiv 2606.06920, which stops on the host"
     if size is None:
         text = "LoRA or DoRA below 1B parameters, and no full fine-tuning below 500M"
