@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgeft.study.cell import FAILED, Order, Outcome
 from edgeft.study.stage import Plan, Tell, attempt
 
 _HERE = "local"
+_PATIENCE_S = 10.0
 
 
 def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
@@ -37,8 +39,9 @@ def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
         if address == _HERE:  # what is started here tells nobody
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            _reach(address)
             ray.init(address=address, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"no Ray cluster at {address}: {reason}") from error
     try:
@@ -46,6 +49,13 @@ def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Where nobody answers Ray tries for several minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _PATIENCE_S).close()
 
 
 def _execute(ray: Any, this: Plan, tell: Tell) -> None:
@@ -74,7 +84,10 @@ def _execute(ray: Any, this: Plan, tell: Tell) -> None:
         try:
             found = Outcome(**json.loads(ray.get(ready)))
         except ray.exceptions.RayError as error:
-            reason = f"its worker was lost: {str(error).strip().splitlines()[0]}"
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = f"its worker was lost: {lines[0]}"
+            if isinstance(error, ray.exceptions.RayTaskError):  # it cannot even begin there
+                reason = lines[-1]
             found = Outcome(i, FAILED, reason, 0.0, 1, this.orders[i].fingerprint)
         tell(found)
         for waiting in held.pop(i, []):
