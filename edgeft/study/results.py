@@ -144,8 +144,19 @@ def _rows(study: Path, cells: Sequence[Cell]) -> list[Row]:
             if score:
                 scores.append(_with_facts(score, study, own))
         seeds = [c.seed for c in own if c.seed is not None]
-        rows.append(Row(model, task, method, parameters, seeds, scores))
+        rows.append(Row(model, task, method, parameters, seeds, _with_few(scores)))
     return rows
+
+
+def _with_few(scores: list[Score]) -> list[Score]:
+    """A benefit that all questions show and a device's few do not is not gone, but undecided."""
+    on_host = next((s.verdict for s in scores if s.target is None), None)
+    return [
+        replace(s, verdict="inconclusive")
+        if (on_host, s.verdict) == ("benefit", "no-benefit")
+        else s
+        for s in scores
+    ]
 
 
 def _score(

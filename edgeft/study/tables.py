@@ -137,7 +137,8 @@ def cells(found: StudyResult) -> Table:
         [o.id, o.state, number(o.seconds or None, "{:.0f}"), str(o.attempts or ""), o.error or ""]
         for o in found.outcomes
     ]
-    return Table("Cells", "", ["", "state", "seconds", "attempts", ""], rows, (2, 1))
+    note = "Seconds: of work since what the cell depends on last changed; finished stages are kept."
+    return Table("Cells", note, ["", "state", "seconds", "attempts", ""], rows, (2, 1))
 
 
 def _names(row: Row) -> list[str]:
