@@ -61,16 +61,16 @@ def _reach(address: str) -> None:
 def _execute(ray: Any, this: Plan, tell: Tell) -> None:
     _check_room(ray, this)
     wanted, here = this.study.resources, str(Path.cwd())
-    task = ray.remote(_work).options(
-        num_cpus=wanted.cpus,
-        num_gpus=wanted.gpus,
-        max_retries=max(1, this.study.retries),  # of a worker that is lost
-    )
-    at_work: dict[Any, str] = {}
+    given = {
+        "num_cpus": wanted.cpus,
+        "num_gpus": wanted.gpus,
+        "max_retries": max(1, this.study.retries),  # of a worker that is lost
+    }
+    task, at_work = ray.remote(**given)(_work), dict[Any, str]()
 
     def begin(i: str) -> None:
-        given = json.dumps(asdict(this.orders[i]))
-        at_work[task.options(name=i).remote(given, this.study.retries, here)] = i
+        order = json.dumps(asdict(this.orders[i]))
+        at_work[task.options(name=i).remote(order, this.study.retries, here)] = i
 
     held: dict[str, list[str]] = {}  # until the cell is done whose base they take over
     for cell in (cell for cell in this.cells if cell.id in this.left):
