@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import study_runs
 
 from edgeft import model, tokenizer
 from edgeft.exporters import portable
@@ -75,6 +76,24 @@ def make_model(
 def tiny(make_model: Callable[..., Path]) -> Path:
     """A Llama of two layers with SmolLM2's tokenizer and chat template."""
     return make_model("Llama")
+
+
+@pytest.fixture(scope="session")
+def vowels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions for :mod:`study_runs`."""
+    return study_runs.write_questions(tmp_path_factory.mktemp("questions") / "vowels")
+
+
+@pytest.fixture(scope="session")
+def whole_study(tiny: Path, vowels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that nobody disturbed, done by the command; what it printed is beside it."""
+    folder = tmp_path_factory.mktemp("study")
+    file = study_runs.write_study(folder / "whole.yaml", tiny, vowels)
+    done = study_runs.study(file, folder / "whole", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder / "whole"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,30 @@ def save(kind: str, template: str, corpus: list[str], folder: Path) -> Path:
     made.save_pretrained(folder)
     if kind == "tinyllama":
         edit(folder, as_the_hub_has_it)
+    return folder
+
+
+def random_model(words: Path, folder: Path, family: str, seed: int = 0, **config: Any) -> Path:
+    """A model folder with random weights and the tokenizer in ``words``."""
+    import torch
+    import transformers
+
+    shutil.copytree(words, folder)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    settings = getattr(transformers, name)(
+        vocab_size=len(tokens) + 5,  # padded, as many are
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        **{"hidden_size": 64, "intermediate_size": 128, **config},
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(settings)
+    for key, weight in model.named_parameters():
+        if key.endswith("norm.weight"):  # each its own, so that none can stand for another
+            torch.nn.init.normal_(weight, 0.0 if family == "Gemma3" else 1.0, 0.3)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -151,7 +151,11 @@ def test_no_questions_are_no_divergence(file: Any, host: Any, items: list[Item])
 
 @pytest.fixture(scope="module")
 def bundle(
-    tiny: Path, f16: Path, items: list[Item], tmp_path_factory: pytest.TempPathFactory
+    tiny: Path,
+    f16: Path,
+    host: Any,
+    items: list[Item],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """As an export leaves it; only some of the questions are compared."""
     folder = tmp_path_factory.mktemp("bundle")
@@ -159,7 +163,8 @@ def bundle(
     shutil.copyfile(tiny / "tokenizer.json", folder / "tokenizer.json")
     rest = [Item(**{**vars(item), "group": "apart"}) for item in items[COMPARED:]]
     write_items(folder / "evaluation.jsonl", [*items[:COMPARED], *rest])
-    divergence.make(tiny, folder / "evaluation.jsonl", folder / divergence.FILE)
+    reference = divergence.reference_of(host, items[:COMPARED])
+    divergence.write(reference, folder / divergence.FILE)
     facts = {
         "runtime": "llama.cpp",
         "artifact": "model.gguf",

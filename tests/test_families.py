@@ -67,29 +67,9 @@ def make_family(
     """A model folder with random weights and a tokenizer of SentencePiece's kind."""
 
     def make(family: str, kind: str, template: str, **config: Any) -> Path:
-        import torch
-        import transformers
-
         folder = tmp_path_factory.mktemp(family) / "model"
-        shutil.copytree(make_tokenizer(kind, template), folder)
-        tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-        name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
-        settings = getattr(transformers, name)(
-            vocab_size=len(tokens) + 5,  # padded, as many are
-            hidden_size=64,
-            intermediate_size=128,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            initializer_range=0.3,
-            **{**SHAPES[family], **config},
-        )
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{family}ForCausalLM")(settings)
-        for key, weight in model.named_parameters():
-            if key.endswith("norm.weight"):  # each its own, so that none can stand for another
-                torch.nn.init.normal_(weight, 0.0 if family == "Gemma3" else 1.0, 0.3)
-        model.save_pretrained(folder)
-        return folder
+        shape = {**SHAPES[family], **config}
+        return spm.random_model(make_tokenizer(kind, template), folder, family, **shape)
 
     return make
 

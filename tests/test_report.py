@@ -252,6 +252,7 @@ class Page(HTMLParser):
         self.opened: list[str] = []
         self.loads: list[str] = []
         self.ids: list[str] = []
+        self.labels: list[str] = []
         self.depth: list[str] = []
         self.feed(text)
 
@@ -260,6 +261,7 @@ class Page(HTMLParser):
         if tag not in ("meta", "br", "link", "img", "input", "hr"):
             self.depth.append(tag)
         self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.labels += [value or "" for name, value in attrs if name == "aria-label"]
         self.loads += [
             value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
         ]
@@ -282,7 +284,7 @@ def test_html_is_whole_and_loads_nothing(run: Path) -> None:
     assert all(place.startswith("#") for place in page.loads)
     assert not re.search(r"url\((?!#)|@import|https?://", text)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.opened)
-    assert page.opened.count("svg") == 5
+    assert page.opened.count("svg") == 5 + len(TARGETS)  # and a waterfall each
     assert len(page.ids) == len(set(page.ids))
     assert not re.search(r"#0[1-9a]0[1-9a]0[1-9a]\b", text)  # every stand-in colour replaced
     assert not re.search(r"\bnan\b", text, re.I)

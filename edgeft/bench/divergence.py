@@ -56,6 +56,12 @@ def make(folder: Path, evaluation: Path, out: Path) -> None:
     child.run("edgeft.bench.divergence", request, allocator())
 
 
+def write(reference: Reference, path: Path) -> None:
+    """Write a reference as numpy's ``.npz``."""
+    with path.open("wb") as out:
+        np.savez(out, **{**vars(reference), "ids": np.array(reference.ids)})
+
+
 def read(path: Path) -> Reference:
     """A file that :func:`make` wrote."""
     with np.load(path, allow_pickle=False) as data:
@@ -140,14 +146,7 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
     )
     found = reference_of(session, items)
     session.close()
-    with Path(request["out"]).open("wb") as out:
-        np.savez(
-            out,
-            ids=np.array(found.ids),
-            starts=found.starts,
-            tokens=found.tokens,
-            logprobs=found.logprobs,
-        )
+    write(found, Path(request["out"]))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _elsewhere(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     tuned, base = (this.path / "gguf" / name / "model.gguf" for name in ("tuned", "base"))
     exact = order.gguf.ftype in gguf_settings.UNQUANTIZED
     expected = tuned
-    if not exact:
+    if order.gguf.ftype != "F16":
         expected = artifact.with_name("expected.gguf")
         _quantize(this, order, expected)
     found = foreign.diagnose(artifact, tuned, base, expected)

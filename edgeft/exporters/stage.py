@@ -11,12 +11,7 @@ from pathlib import Path
 from edgeft import model, repair, run
 from edgeft.catalog import Target
 from edgeft.errors import UserError
-from edgeft.exporters import (
-    auto,
-    check_supported,
-    gguf_lora,
-    makers,
-)
+from edgeft.exporters import auto, check_supported, foreign, gguf_lora, makers
 from edgeft.exporters.makers import Order
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
@@ -31,6 +26,7 @@ def export(this: Run, targets: list[Target], weights: Sequence[str] = WEIGHTS) -
     """
     check_supported(this.folder("base"), targets, checkout(this))
     gguf_lora.check_supported(targets, this.recipe, this.adapter)
+    foreign.check_names(targets)
     failed: dict[str, str] = {}
     for name in weights:
         ready: set[Path] = set()

@@ -141,7 +141,7 @@ def _compare(
         divergence += float((np.exp(host_log) * (host_log - log)).sum(dtype=np.float64))
         positions += len(ours)
     host.close()
-    return largest, same / positions, max(0.0, divergence / positions), positions
+    return largest, same / positions, max(divergence / positions, 0.0), positions  # NaN stays
 
 
 def _log_softmax(logits: Any) -> Any:
@@ -162,9 +162,10 @@ def _work(request: Any, emit: Callable[..., None]) -> None:
     )
     tensors = None
     if request.get("reference"):
-        from edgeft.exporters.tensors import errors, summary
+        from edgeft.exporters.tensors import errors, opened, summary
 
-        tensors = summary(errors(Path(request["artifact"]), Path(request["reference"])))
+        compared = [opened(Path(request[name]))[1] for name in ("artifact", "reference")]
+        tensors = summary(errors(*compared))
     emit("verified", **asdict(done), tensors=tensors)
 
 

@@ -153,6 +153,7 @@ def build(run: Path, limits: Limits | None = None) -> Report:
                 repair=manifest.get("repair"),
                 auto=manifest.get("auto"),
                 general=forgetting(run, target) if device == LOCAL else None,
+                elsewhere=manifest.get("elsewhere"),
             )
         )
         groups += [
@@ -233,6 +234,7 @@ def _variant_json(variant: Variant) -> Facts:
         "verify": variant.verify,
         "repair": variant.repair,
         "auto": variant.auto,
+        "elsewhere": variant.elsewhere,
         "general": asdict(variant.general) if variant.general else None,
         "steps": [asdict(s) for s in variant.steps],
         "causes": [asdict(c) for c in variant.causes],
@@ -288,6 +290,7 @@ def _with_step(variant: Variant, larger: Sequence[Variant]) -> Variant:
         if (v.device, v.runtime) == here
         and v.survival.verdict == "survives"
         and v.repair is None  # whose weights are others
+        and v.elsewhere is None
     ]
     return Variant(**{**vars(variant), "lost_after": alive[-1] if alive else "host"})
 

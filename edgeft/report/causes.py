@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from edgeft.attribution import DEVICE, EXPORT, MERGE, QUANTIZE, Step
-from edgeft.report.figures import megabytes, percent
+from edgeft.attribution import DEVICE, EXPORT, MERGE, Step
+from edgeft.exporters.faults import WEIGHTS
+from edgeft.exporters.merge import DEQUANTIZED, ORIGINAL
+from edgeft.report.figures import megabytes, number, percent
+from edgeft.report.results import LOCAL
 from edgeft.report.variant import Cause, Facts, Variant
 
 _LARGER = 1.1  # times the size: still a file for the same place
@@ -21,13 +23,10 @@ def causes(
     Args:
         variant: with its steps.
         variants: all of the run, without them.
-        merge: as in ``merge.json``.
+        merge: as in ``merge.json``; ``scored_on``: the kind of base that the adapter was scored on.
         machines: facts by device.
     """
-    found = [
-        Cause(EXPORT, fault["text"], fault["remedy"])
-        for fault in (variant.verify or {}).get("faults") or []
-    ]
+    found = [Cause(EXPORT, fault["text"], fault["remedy"]) for fault in variant.faults]
     for step in variant.steps:
         if step.costs and (cause := _explained(step, variant, variants, merge, machines)):
             found.append(cause)
@@ -44,23 +43,23 @@ def _explained(
     if step.kind == MERGE:
         return _merge(merge)
     if step.kind == EXPORT:
-        return _export(variant)
+        return _export(step, variant, variants)
     if step.kind == DEVICE:
         return _device(variant, machines)
-    return _quantize(variant, variants)
+    return _quantize(step, variant, variants)
 
 
 def _merge(merge: Facts) -> Cause | None:
-    merges: dict[str, Any] = merge.get("merges") or {}
-    chosen = merge.get("chosen")
-    if chosen == "original" and merges:
+    if merge.get("scored_on") == DEQUANTIZED and merge.get("chosen", ORIGINAL) == ORIGINAL:
         text = (
             "the adapter was trained on NF4 weights and merged into the original ones, which it "
             "never saw"
         )
-        losses = ", ".join(f"{kind} {facts['heldout_loss']:.4f}" for kind, facts in merges.items())
-        return Cause(MERGE, f"{text} (held-out loss: {losses})", "--set export.merge=dequantized")
-    if "max_logit_diff" not in merge:
+        if merges := merge.get("merges"):
+            losses = [f"{kind} {number(m['heldout_loss'], '{:.4f}')}" for kind, m in merges.items()]
+            text += f" (held-out loss: {', '.join(losses)})"
+        return Cause(MERGE, text, "--set export.merge=dequantized")
+    if merge.get("max_logit_diff") is None:
         return None
     text = (
         f"the merged weights are verified (logits within {merge['max_logit_diff']:.2g} of the "
@@ -69,9 +68,12 @@ def _merge(merge: Facts) -> Cause | None:
     return Cause(MERGE, text, "more questions (task.evaluation)")
 
 
-def _export(variant: Variant) -> Cause | None:
-    verify = variant.verify or {}
-    if verify.get("faults") or verify.get("mean_kl") is None:
+def _export(step: Step, variant: Variant, variants: Sequence[Variant]) -> Cause | None:
+    """Of the target in full precision, which a quantized one passes on its way."""
+    passed = [v for v in variants if v.target == step.after and v.device == LOCAL]
+    exported = passed[0] if passed else variant
+    verify = exported.verify or {}
+    if exported.faults or verify.get("mean_kl") is None:
         return None  # a fault that was found says more
     text = (
         f"the file is verified (KL divergence {verify['mean_kl']:.2g} nats from the host on "
@@ -80,7 +82,9 @@ def _export(variant: Variant) -> Cause | None:
     return Cause(EXPORT, text, "more questions (task.evaluation), or a base less unsure")
 
 
-def _quantize(variant: Variant, variants: Sequence[Variant]) -> Cause | None:
+def _quantize(step: Step, variant: Variant, variants: Sequence[Variant]) -> Cause | None:
+    if any(fault["kind"] == WEIGHTS for fault in variant.faults):
+        return None  # these are other weights, not rounded ones
     tensors = (variant.verify or {}).get("tensors") or {}
     text = "the weights are rounded"
     if worst := tensors.get("worst"):
@@ -91,7 +95,7 @@ def _quantize(variant: Variant, variants: Sequence[Variant]) -> Cause | None:
         )
     elif (kl := (variant.verify or {}).get("mean_kl")) is not None:
         text = f"quantization error: KL divergence {kl:.2g} nats from the host"
-    return Cause(QUANTIZE, text, _instead(variant, variants))
+    return Cause(step.kind, text, _instead(variant, variants))
 
 
 def _instead(variant: Variant, variants: Sequence[Variant]) -> str:
@@ -103,13 +107,15 @@ def _instead(variant: Variant, variants: Sequence[Variant]) -> str:
         if v.device == variant.device
         and v.target != variant.target
         and v.survival.verdict == "survives"
+        and v.survival.here.tuned.accuracy > variant.survival.here.tuned.accuracy
+        and not v.faults
         and v.bytes is not None
         and v.bytes <= limit
     ]
     if better:
         best = max(better, key=lambda v: v.survival.here.tuned.accuracy)
-        found = f"{best.target} survives at {megabytes(best.bytes)}"
-        return f"{found} ({percent(best.survival.here.tuned.accuracy)} correct)"
+        right = percent(best.survival.here.tuned.accuracy)
+        return f"{best.target}, which survives with {right} correct at {megabytes(best.bytes)}"
     from edgeft import catalog
 
     known = catalog.targets()
@@ -124,7 +130,7 @@ def _instead(variant: Variant, variants: Sequence[Variant]) -> str:
 
 
 def _device(variant: Variant, machines: Mapping[str, Facts]) -> Cause:
-    there, here = machines.get(variant.device, {}), machines.get("local", {})
+    there, here = machines.get(variant.device, {}), machines.get(LOCAL, {})
     versions = [
         f"{name} {there[name]} there and {here[name]} here"
         for name in _ENGINES

@@ -21,6 +21,7 @@ VERDICTS = (
     "no-benefit",
     "negative-transfer",
 )
+_MANY = 7  # columns
 _STYLE = """
 :root { color-scheme: light dark;
   --page: #fcfcfb; --card: #ffffff; --ink: #1d2126; --muted: #5c6570; --grid: #e4e6e9;
@@ -54,6 +55,8 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .figure { text-align: right; white-space: nowrap; }
 td:first-child { font-weight: 500; white-space: nowrap; }
+.many th, .many td { padding-right: 10px; }
+.many td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
 .survives { color: var(--survives); } .partial { color: var(--partial); }
 .lost, .reversed, .no-benefit, .negative-transfer { color: var(--lost); }
 .inconclusive { color: var(--inconclusive); }
@@ -129,7 +132,7 @@ def _ways(report: Report) -> str:
             continue
         name = place(variant, report.variants)
         causes = "".join(
-            f"<li>{escape(c.text)}. <b>Try</b> {escape(c.remedy)}.</li>" for c in variant.causes
+            f"<li>{escape(c.text)}. <b>To try:</b> {escape(c.remedy)}.</li>" for c in variant.causes
         )
         shown.append(
             f"<details{' open' if variant is most else ''}><summary>{escape(name)} "
@@ -165,6 +168,11 @@ def as_table(table: Table) -> str:
     """A table, its title and note apart."""
     left, right = table.words
     last = len(table.header) - right
+    many = len(table.header) > _MANY
+
+    def text(cell: str) -> str:
+        # Of many columns intervals go below their figures, or the last ones would be out of sight.
+        return escape(cell).replace(" (", "<br>(") if many else escape(cell)
 
     def cells(tag: str, row: list[str]) -> str:
         kinds = [
@@ -172,15 +180,16 @@ def as_table(table: Table) -> str:
             for i, cell in enumerate(row)
         ]
         return "".join(
-            f'<{tag} class="{escape(kind)}">{escape(cell)}</{tag}>'
+            f'<{tag} class="{escape(kind)}">{text(cell)}</{tag}>'
             if kind
-            else f"<{tag}>{escape(cell)}</{tag}>"
+            else f"<{tag}>{text(cell)}</{tag}>"
             for kind, cell in zip(kinds, row, strict=True)
         )
 
     head = f"<thead><tr>{cells('th', table.header)}</tr></thead>" if any(table.header) else ""
     rows = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
-    return f'<div class="wide"><table>{head}<tbody>\n{rows}\n</tbody></table></div>\n'
+    kind = ' class="many"' if many else ""
+    return f'<div class="wide"><table{kind}>{head}<tbody>\n{rows}\n</tbody></table></div>\n'
 
 
 def _kind(cell: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from html import escape
 from io import StringIO
 from typing import Any
 
@@ -33,7 +34,7 @@ _ROW = 0.42
 _FONT = 10.5
 
 
-def verdictcolour_of(verdict: str) -> str:
+def verdict_colour(verdict: str) -> str:
     """The CSS variable of a verdict."""
     known = {"survives", "partial", "inconclusive"}
     return f"var(--{verdict})" if verdict in known else "var(--lost)"
@@ -69,7 +70,7 @@ def retention(report: Report) -> str:
         for y, variant in enumerate(shown):
             s = variant.survival
             assert s.retention is not None and s.retention_ci is not None
-            colour = _BY_VARIABLE[verdictcolour_of(s.verdict)]
+            colour = _BY_VARIABLE[verdict_colour(s.verdict)]
             axes.plot(s.retention_ci, [y, y], color=colour, lw=2.2, solid_capstyle="round")
             axes.plot(s.retention, y, "o", color=colour, ms=7)
             axes.annotate(
@@ -101,24 +102,19 @@ def waterfall(variant: Variant, name: str) -> str:
 
     def draw(axes: Any) -> None:
         axes.barh(0, levels[0], color=colour_of("--tuned"), height=0.55)
+        _beside(axes, f"{levels[0]:.1f}", levels[0], 0, "--muted")
         for y, s in enumerate(steps, 1):
             before, after = levels[y - 1], levels[y]
             colour = colour_of("--lost" if after < before else "--survives")
             axes.plot([before, before], [y - 1, y], color=colour_of("--muted"), lw=0.8)
             axes.barh(y, after - before, left=before, color=colour, height=0.55)
-            ends = [before + 100 * end for end in s.change_ci]
+            ends = [min(100, max(0, before + 100 * end)) for end in s.change_ci]
             axes.plot(ends, [y, y], color=colour_of("--ink"), lw=1.4, solid_capstyle="round")
             text = f"{100 * s.change:+z.1f}" + ("" if s.nats is None else f", {s.nats:+z.3f} nats")
-            axes.annotate(
-                text,
-                (max(before, after, ends[1]), y),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour if s.costs else colour_of("--muted"),
-            )
+            _beside(axes, text, max(before, after, ends[1]), y, "--lost" if s.costs else "--muted")
         rows_of(axes, places)
-        axes.set_xlim(0, min(125, max(levels) + 30))
+        axes.set_xlim(0, max(levels) + 32)  # room for what is said beside the bars
+        axes.set_xticks(range(0, 101 if max(levels) > 68 else 61, 20))
         axes.set_xlabel(f"{steps[-1].n} questions answered correctly, %")
 
     return svg(draw, len(places) * _ROW + 0.9, f"The way of {name}, step by step")
@@ -188,7 +184,7 @@ def _dots(axes: Any, report: Report, shown: Sequence[Variant], xs: Sequence[floa
     axes.axhline(100 * host.accuracy, color=colour_of("--tuned"), lw=1, ls=":")
     for x, variant in zip(xs, shown, strict=True):
         found = variant.survival.here.tuned
-        colour = _BY_VARIABLE[verdictcolour_of(variant.survival.verdict)]
+        colour = _BY_VARIABLE[verdict_colour(variant.survival.verdict)]
         ends = [100 * e for e in found.ci]
         axes.plot([x, x], ends, color=colour, lw=1.6, alpha=0.55, solid_capstyle="round")
         axes.plot(x, 100 * found.accuracy, "o", color=colour, ms=7)
@@ -232,6 +228,17 @@ def rows_of(axes: Any, names: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=colour_of("--grid"), lw=0.7)
+
+
+def _beside(axes: Any, text: str, x: float, y: float, variable: str) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour_of(variable),
+    )
 
 
 def _above(axes: Any, x: float, text: str, side: str) -> None:
@@ -308,6 +315,7 @@ def svg(draw: Callable[[Any], None], height: float, about: str) -> str:
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": about,
+        "text.parse_math": False,  # a name may have two dollar signs
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": _FONT,
@@ -343,4 +351,4 @@ def _inline(drawn: str, about: str) -> str:
     drawn = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", drawn)
     for colour, variable in _COLOURS.items():
         drawn = drawn.replace(colour, variable)
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{about}"', 1).strip()
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{escape(about)}"', 1).strip()

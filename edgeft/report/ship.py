@@ -58,6 +58,7 @@ def megabytes(text: str) -> float:
 def choices(variants: Sequence[Variant], limits: Limits) -> list[Choice]:
     """One answer a device: among what meets the limits the highest tuned accuracy, then the speed.
 
+    A file that something is wrong with meets none.
     Without a limit on retention, only what survives is considered if anything does.
     """
     return [
@@ -92,7 +93,8 @@ def _unmet(variant: Variant, limits: Limits) -> list[str]:
         said.append(f"{speed:.1f} tok/s" if speed else "its speed was not measured")
     if limits.min_retention is not None and not (kept is not None and kept >= limits.min_retention):
         said.append("no retention" if kept is None else f"retention {kept:.2f}")
-    return said
+    # The scores cannot show these: every runtime is given token ids.
+    return [*said, *(str(fault["text"]) for fault in variant.faults)]
 
 
 def _why(variant: Variant) -> str:

@@ -81,7 +81,9 @@ def _causes(report: Report) -> list[str]:
     for v in report.variants:
         for cause in v.causes:
             names.setdefault((cause.text, cause.remedy), []).append(place(v, report.variants))
-    return [f"{', '.join(found)}: {text}. Try {remedy}." for (text, remedy), found in names.items()]
+    return [
+        f"{', '.join(found)}: {text}. To try: {remedy}." for (text, remedy), found in names.items()
+    ]
 
 
 def tables(report: Report) -> list[Table]:
@@ -127,6 +129,8 @@ def likelihood(report: Report) -> Table:
 def way(report: Report) -> Table:
     """What each step on the way to the device did; steps that several targets share stand once."""
     rows: dict[tuple[str, ...], list[str]] = {}
+    asked = {s.n for variant in report.variants for s in variant.steps}
+    some = len(asked) > 1  # a device was asked fewer
     for variant in report.variants:
         for s in variant.steps:
             nats = kl = NONE
@@ -135,7 +139,8 @@ def way(report: Report) -> Table:
             if s.kl is not None and s.kl_ci is not None:
                 kl = f"{s.kl:z.4f} ({s.kl_ci[0]:z.4f} to {s.kl_ci[1]:z.4f})"
             change = f"{points(s.change)} ({points_interval(s.change_ci)})"
-            row = [s.after, _STEPS[s.kind], change, str(s.broken), str(s.fixed), nats, kl]
+            row = [s.after, _STEPS[s.kind], *([str(s.n)] if some else []), change]
+            row += [str(s.broken), str(s.fixed), nats, kl]
             rows.setdefault((s.before, s.after, str(s.n)), [*row, "costs" if s.costs else ""])
     return Table(
         WAY,
@@ -143,7 +148,7 @@ def way(report: Report) -> Table:
         "intervals. Change: accuracy in points; broken: right before and wrong after; fixed: the "
         "other way. Nats: of a gold token's negative log-likelihood, more is worse. KL: mean "
         "divergence from the merged weights on the host, nats a gold token.",
-        ["to", "step", "change", "broken", "fixed", "nats", "KL", ""],
+        ["to", "step", *(["asked"] if some else []), "change", "broken", "fixed", "nats", "KL", ""],
         list(rows.values()),
         (2, 1),
     )
@@ -154,8 +159,8 @@ _STEPS = {
     MERGE: "merged",
     EXPORT: "exported",
     QUANTIZE: "quantized",
-    REPAIR: "repaired, quantized",
-    DEVICE: "on the device",
+    REPAIR: "repaired",
+    DEVICE: "moved",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
@@ -46,7 +48,12 @@ def _verdict(verdict: str) -> Text:
 
 def grid(table: Table, width: int) -> Grid:
     """A table as rich prints it, for a terminal so wide."""
-    narrow = width < _WIDE or len(table.header) > _MANY
+    rows = table.rows
+    if width < _WIDE or len(table.header) > _MANY:  # intervals go below their figures
+        rows = [[cell.replace(" (", "\n(") for cell in row] for row in rows]
+    if _needed([table.header, *rows]) > width:  # or stay out: the other views have them
+        rows = [[cell.partition("\n(")[0] for cell in row] for row in rows]
+    fits = _needed([table.header, *rows]) <= width
     made = Grid(
         title=Text(table.title, style="bold"),
         title_justify="left",
@@ -58,9 +65,16 @@ def grid(table: Table, width: int) -> Grid:
     left, right = table.words
     for i, name in enumerate(table.header):
         words = i < left or i >= len(table.header) - right
-        made.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=i == 0)
-    for row in table.rows:
-        if narrow:  # intervals go below their figures
-            row = [cell.replace(" (", "\n(") for cell in row]
+        made.add_column(
+            name, justify="left" if words else "right", overflow="fold", no_wrap=i == 0 and fits
+        )
+    for row in rows:
         made.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     return made
+
+
+def _needed(rows: Sequence[Sequence[str]]) -> int:
+    """Characters across, two between columns."""
+    columns = zip(*rows, strict=True)
+    widest = (max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns)
+    return sum(width + 2 for width in widest)

@@ -59,6 +59,7 @@ class Variant:
             scored.
         auto: the types chosen by measuring, as in the manifest; None: none were.
         repair: how its own weights were trained further, as in the manifest; None: they were not.
+        elsewhere: the name of the file that stands for tuned, if edgeft did not make it.
         steps: from the adapter on the host to here, on the questions asked at all of these places.
         causes: what explains a loss on the way, or is wrong with the file.
     """
@@ -77,8 +78,14 @@ class Variant:
     repair: Facts | None = None
     auto: Facts | None = None
     general: Forgetting | None = None
+    elsewhere: str | None = None
     steps: list[Step] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Facts]:
+        """What the export's checks found wrong with the file."""
+        return list((self.verify or {}).get("faults") or [])
 
 
 def place(variant: Variant, variants: Iterable[Variant]) -> str:

@@ -32,7 +32,8 @@ def attributed(run: Path, variants: Sequence[Variant]) -> list[Variant]:
         for device, target, base, tuned in benched(run)
     }
     start = _host(run)
-    merge = read_json(run / "merged" / "merge.json") or {}
+    scored_on = (read_json(run / "bench" / HOST / "adapter.json") or {}).get("kind")
+    merge = {**(read_json(run / "merged" / "merge.json") or {}), "scored_on": scored_on}
     machines = {
         path.parent.name: read_json(path) or {} for path in (run / "bench").glob("*/machine.json")
     }
@@ -59,7 +60,7 @@ def _way(run: Path, variant: Variant, variants: Sequence[Variant], scored: Score
     """The places behind the host; those that were not scored are left out."""
     names: list[tuple[str, str, str]] = []  # target, device, kind
     exact = _full_precision(variant, variants)
-    if exact and exact != variant.target and variant.repair is None:
+    if exact and not _is_exact(variant) and variant.repair is None:
         names.append((exact, LOCAL, EXPORT))
     kind = EXPORT if _is_exact(variant) else REPAIR if variant.repair else QUANTIZE
     if variant.device == LOCAL:
@@ -89,13 +90,14 @@ def _same_file(run: Path, variant: Variant) -> bool:
 
 
 def _full_precision(variant: Variant, variants: Sequence[Variant]) -> str | None:
-    """The target of the same runtime that rounds nothing, if it was scored on this machine."""
+    """The target of the same runtime that rounds the least, if it was scored on this machine."""
     found = [
-        v.target
+        v
         for v in variants
-        if v.device == LOCAL and v.runtime == variant.runtime and _is_exact(v)
+        if v.device == LOCAL and v.runtime == variant.runtime and _is_exact(v) and not v.elsewhere
     ]
-    return found[0] if found else None
+    least = min(found, key=lambda v: (v.verify or {}).get("mean_kl") or 0.0, default=None)
+    return least.target if least else None
 
 
 def _is_exact(variant: Variant) -> bool:
