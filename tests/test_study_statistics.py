@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeft import survival
+from edgeft.study import results
 from edgeft.study.statistics import Answers, answers, difference, estimates, pooled
 from edgeft.survival import Result
 
@@ -237,3 +238,20 @@ def test_the_benefits_interval_covers_the_truth(seeds: int, spread: float, least
     held, width = simulated(120, seeds, spread, 300)
     print(f"{seeds=} {spread=}: {held:.3f}, {width:.3f} wide")
     assert held >= least
+
+
+def test_a_benefit_that_a_devices_few_questions_do_not_show_is_undecided() -> None:
+    def score(target: str | None, verdict: str) -> results.Score:
+        interval = (0.0, 1.0)
+        return results.Score(
+            *(target, target and "board", 6, 0.5, interval),
+            *(0.2, interval, None, None, verdict),
+        )
+
+    def verdicts(*given: results.Score) -> list[str | None]:
+        return [s.verdict for s in results._with_few(list(given))]
+
+    host, few = score(None, "benefit"), score("gguf-q4_0", "no-benefit")
+    assert verdicts(host, few) == ["benefit", "inconclusive"]
+    none = score(None, "no-benefit")
+    assert verdicts(none, few) == ["no-benefit", "no-benefit"]
