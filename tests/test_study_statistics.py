@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeft import survival
-from edgeft.study import results
+from edgeft.study import results as study_results
 from edgeft.study.statistics import Answers, answers, difference, estimates, pooled
 from edgeft.survival import Result
 
@@ -241,15 +241,15 @@ def test_the_benefits_interval_covers_the_truth(seeds: int, spread: float, least
 
 
 def test_a_benefit_that_a_devices_few_questions_do_not_show_is_undecided() -> None:
-    def score(target: str | None, verdict: str) -> results.Score:
+    def score(target: str | None, verdict: str) -> study_results.Score:
         interval = (0.0, 1.0)
-        return results.Score(
+        return study_results.Score(
             *(target, target and "board", 6, 0.5, interval),
             *(0.2, interval, None, None, verdict),
         )
 
-    def verdicts(*given: results.Score) -> list[str | None]:
-        return [s.verdict for s in results._with_few(list(given))]
+    def verdicts(*given: study_results.Score) -> list[str | None]:
+        return [s.verdict for s in study_results._with_few(list(given))]
 
     host, few = score(None, "benefit"), score("gguf-q4_0", "no-benefit")
     assert verdicts(host, few) == ["benefit", "inconclusive"]
