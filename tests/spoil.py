@@ -219,7 +219,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[World, Path], Path]]] = {
     ),
     "bos-dropped": (
         "bos",
-        r"llama.cpp leaves out the BOS \(token 1\) before .* \(12 of 12 prompts\)",
+        r"llama.cpp leaves out the BOS \(token 1\) before .* \((12 of 12|20 of 20) prompts\)",
         with_fields(ggml__add_bos_token=False),
     ),
     "template-swapped": (
