@@ -86,6 +86,12 @@ def test_wrong_weights_are_seen_by_the_logits_too(world: spoil.World) -> None:
     assert fault.kind == "weights" and "weights were not written right" in fault.text
 
 
+def test_rows_that_tuning_moved_far_are_not_out_of_order(tmp_path: Path) -> None:
+    far = spoil.world(tmp_path, scale=3.0)
+    [fault] = tensor_faults(far, far.file("base"))
+    assert "these are the base's weights" in fault.text
+
+
 QUANTIZED = {
     "four-bits": "nearer to NF4's rounding of tuned .* it was rounded to 4 bits before",
     "four-bits-of-four": "nearer to NF4's rounding of tuned",

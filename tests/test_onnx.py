@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,25 @@ def test_another_models_weights_are_found(
     other = make_model("Llama", seed=5)
     with pytest.raises(UserError, match="weights were not written right"):
         verify.verify("onnxruntime-genai", exported["fp32"], other, evaluation, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("eos", "said"),
+    [
+        (0, r"does not end an answer at '<\|im_end\|>' \(token 2\), where solutions end"),
+        ([2, 33], r"ends an answer at '1' \(token 33\), which stands within solutions"),
+    ],
+)
+def test_a_wrong_eos_is_found(
+    eos: Any, said: str, exported: dict[str, Path], tiny: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """DESIGN's trap 5: the builder copies one that is wrong."""
+    folder = shutil.copytree(exported["int4"], tmp_path / "model")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = eos
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        verify.verify("onnxruntime-genai", folder, tiny, evaluation, exact=False)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -386,4 +387,4 @@ def test_names_are_escaped(run: Path) -> None:
     assert "<pi>" not in text
     page = Page(text)
     assert page.depth == [] and f"The way of gguf-q4_0 on {name}, step by step" in page.labels
-    assert f"gguf-q4_0 on {name}" in page.texts
+    assert f">gguf-q4_0 on {name}</text>" in unescape(text)  # beside its bar
