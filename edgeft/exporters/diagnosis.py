@@ -172,9 +172,8 @@ def _moved(theirs: Weights, ours: Weights) -> float:
     if not len(rows):
         return 0.0
     cosines = _unit(theirs[rows]) @ _unit(ours).T
-    at_home = cosines[np.arange(len(rows)), rows].copy()
-    cosines[np.arange(len(rows)), rows] = -1
-    elsewhere = (cosines.max(1) > _ALIKE) & (cosines.max(1) > at_home)
+    best, at_home = cosines.max(1), cosines[np.arange(len(rows)), rows]
+    elsewhere = (best > _ALIKE) & (best > at_home)
     return float(np.mean(away > _MOVED)) if elsewhere.mean() > _MOST else 0.0
 
 
