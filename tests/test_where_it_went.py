@@ -17,11 +17,6 @@ from test_bench import BLOCKER, NOT_ON_A_DEVICE
 from edgeft.bench import divergence
 from edgeft.prompts import Item, read_items
 
-pytestmark = pytest.mark.skipif(
-    "EDGEFT_UNPROVED" not in os.environ,
-    reason="not run to the end on a quiet machine yet: EDGEFT_UNPROVED=1",
-)
-
 pytestmark = pytest.mark.slow
 
 SMALL = (

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ def execute(this: Plan, tell: Tell, address: str | None = None) -> None:
         import ray
     except ImportError as error:
         raise UserError(f"Ray is not installed ({error}): pip install 'edgeft[ray]'") from error
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what its workers say
+        _connected(ray, this, tell, address)
+
+
+def _connected(ray: Any, this: Plan, tell: Tell, address: str | None) -> None:
     ours = not ray.is_initialized()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if ours:
         address = address or os.environ.get("RAY_ADDRESS") or _HERE
         if address == _HERE:  # what is started here tells nobody
