@@ -45,7 +45,8 @@ def test_a_gguf_becomes_a_dense_folder_with_the_same_logits(
     session.close()
     assert theirs.shape[0] >= 1
     assert (ours[-len(theirs) :].argmax(-1) == theirs.argmax(-1)).mean() > 0.8
-    assert np.abs(ours[-1] - theirs[-1]).mean() < 0.2
+    # llama.cpp rounds the activations to 8 bits, each kind of CPU in its own way.
+    assert np.abs(ours[-1] - theirs[-1]).mean() < 0.1 * ours[-1].std()
 
 
 @pytest.mark.slow

@@ -54,9 +54,11 @@ def export(folder: Path, out: Path, precision: str) -> None:
                 source,
                 out / "model.onnx",
                 op_types_to_quantize=["MatMul"],
-                # optimum's defaults for ARM and for VNNI: one scale for each of a weight's columns.
-                per_channel=True,
-                weight_type=onnxruntime.quantization.QuantType.QInt8,
+                per_channel=True,  # one scale for each of a weight's columns
+                # Unsigned like the activations: the product of unsigned and signed bytes overflows
+                # its 16 bits on an x86 CPU without VNNI, and nothing is left of the model.
+                weight_type=onnxruntime.quantization.QuantType.QUInt8,
+                extra_options={"WeightSymmetric": True},
                 use_external_data_format=size > portable_graph.ONE_FILE_BYTES,
             )
             if config.tie_word_embeddings:

@@ -58,9 +58,9 @@ def tie(path: Path) -> None:
         if node.op_type == "MatMulInteger"
         and any(t.name == node.input[1] and t.dims[1] == vocabulary for t in graph.initializer)
     )
-    scale = head.removesuffix("_quantized") + "_scale"
-    if scale not in weights:
-        raise ValueError(f"the quantizer names no {scale}")
+    scale, zero = (head.removesuffix("_quantized") + end for end in ("_scale", "_zero_point"))
+    if missing := {scale, zero} - weights:
+        raise ValueError(f"the quantizer names no {sorted(missing)[0]}")
     last = helper.make_tensor("embed_last", TensorProto.INT64, [1], [-1])
     graph.initializer.append(last)
     at = list(graph.node).index(embed)
@@ -70,9 +70,13 @@ def tie(path: Path) -> None:
             helper.make_node("Gather", [head, "input_ids"], ["embed_columns"], axis=1),
             helper.make_node("Transpose", ["embed_columns"], ["embed_rows"], perm=[1, 2, 0]),
             helper.make_node("Cast", ["embed_rows"], ["embed_float"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [zero, "input_ids"], ["embed_zeros"]),
+            helper.make_node("Unsqueeze", ["embed_zeros", last.name], ["embed_zero"]),
+            helper.make_node("Cast", ["embed_zero"], ["embed_zero_float"], to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["embed_float", "embed_zero_float"], ["embed_integer"]),
             helper.make_node("Gather", [scale, "input_ids"], ["embed_scales"]),
             helper.make_node("Unsqueeze", ["embed_scales", last.name], ["embed_scale"]),
-            helper.make_node("Mul", ["embed_float", "embed_scale"], [embed.output[0]]),
+            helper.make_node("Mul", ["embed_integer", "embed_scale"], [embed.output[0]]),
         ]
     ):
         graph.node.insert(at, node)
