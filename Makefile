@@ -3,6 +3,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 OPTIMUM_TORCH := $(shell sed -n 's/^torch==//p' constraints-optimum.txt)
+# A file of tests to each core (tests/conftest.py says which first).
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder --durations 40
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test test-fast lint install dev optimum arm64 clean
@@ -11,10 +13,10 @@ demo: install
 	$(BIN)/edgeft run --out runs/demo
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: dev
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: dev
 	$(BIN)/ruff check .

@@ -16,6 +16,18 @@ from edgeft.exporters import portable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Each of pytest-xdist's workers has cores of its own, and so have its children: threads of several
+# that wait for each other on one core would take many times as long.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(worker[2:]) % len(cores) :: count])
+
+# The longest files, so that no worker begins one when the others are done.
+FIRST = ("test_study", "test_where_it_went", "test_end_to_end", "test_repair", "test_auto")
+# One worker has both, for they share what took minutes to make.
+TOGETHER = {"test_study_ray": "test_study"}
+
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k"
 
 Write = Callable[..., Path]
@@ -31,6 +43,15 @@ SHAPE = {
     # Spread out, so that the top token is not decided by the last bit.
     "initializer_range": 0.3,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests to one worker, for the sake of its fixtures; the longest files first."""
+    groups = {item: TOGETHER.get(item.path.stem, item.path.stem) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    rank = {group: at for at, group in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(groups[item], len(FIRST)))
 
 
 @pytest.fixture(scope="session")
