@@ -7,10 +7,9 @@ For a GGUF file the peer is llama-bench, built from the sources inside llama-cpp
 -DBUILD_SHARED_LIBS=OFF vendor/llama.cpp``, then ``cmake --build build --target llama-bench``. Another
 build of the same sources alone moves a figure by up to 5%, so link llama-bench's objects with the
 installed ``llama_cpp/lib/lib{llama,ggml,ggml-cpu,ggml-base}.so`` to compare the timing and nothing
-else. For
-an onnxruntime-genai folder it is the plain loop of its own examples. Same threads, prompt and
-number of new tokens. They take turns, each in a process of its own; figures are medians, the ratio
-that of the rounds' ratios, since the machine drifts.
+else. For an onnxruntime-genai folder it is the plain loop of its own examples. Same threads, prompt
+and number of new tokens. They take turns, the first one in each round too, each in a process of its
+own; figures are medians, the ratio that of the rounds' ratios, since the machine drifts.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from edgeft import bench
@@ -125,14 +125,14 @@ def main() -> None:
         is_gguf = job.runtime == "llama.cpp"
         if is_gguf and not given.llama_bench:
             parser.error("a GGUF file is compared with --llama-bench PATH")
+        peer = partial(llama_bench, given.llama_bench) if is_gguf else plain_loop
         ours: list[Speeds] = []
         theirs: list[Speeds] = []
+        turns = [(ours, edgeft), (theirs, peer)]
         for _ in range(given.rounds):
-            ours.append(edgeft(job, *shape))
-            peer = (
-                llama_bench(given.llama_bench, job, *shape) if is_gguf else plain_loop(job, *shape)
-            )
-            theirs.append(peer)
+            for found, measure in turns:
+                found.append(measure(job, *shape))
+            turns.reverse()
         for at, what in enumerate(("prefill", "decode")):
             mine, other = (statistics.median(s[at] for s in each) for each in (ours, theirs))
             ratios = [a[at] / b[at] for a, b in zip(ours, theirs, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import study_runs
+from xdist.scheduler import LoadFileScheduling
 
 from edgeft import model, tokenizer
 from edgeft.exporters import portable
@@ -23,10 +24,12 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(worker[2:]) % len(cores) :: count])
 
-# The longest files, so that no worker begins one when the others are done.
-FIRST = ("test_study", "test_where_it_went", "test_end_to_end", "test_repair", "test_auto")
-# One worker has both, for they share what took minutes to make.
-TOGETHER = {"test_study_ray": "test_study"}
+FIRST = (
+    *("test_study", "test_study_ray", "test_where_it_went", "test_end_to_end", "test_repair"),
+    *("test_auto", "test_onnx", "test_ssh", "test_arm64"),
+)
+# The second takes minutes to make what the first has made.
+TOGETHER = {"tests/test_study_ray.py": "tests/test_study.py"}
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k"
 
@@ -46,12 +49,22 @@ SHAPE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests to one worker, for the sake of its fixtures; the longest files first."""
-    groups = {item: TOGETHER.get(item.path.stem, item.path.stem) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    rank = {group: at for at, group in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(groups[item], len(FIRST)))
+    """The longest files first, so that no worker begins one when the others are done."""
+    rank = {name: at for at, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(FIRST)))
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests to one worker, for the sake of its fixtures."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Of ``--dist loadfile``."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -262,6 +262,7 @@ def test_types_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:
         auto.grouped(tiny, out)
 
 
+@pytest.mark.slow
 def test_training_cannot_see_types_that_are_not_chosen_yet(tiny: Path, tmp_path: Path) -> None:
     sets = [word for setting in FEW for word in ("--set", setting)]
     words = ["train", "--model", str(tiny), "--for", "gguf-auto", "--out", "run", *sets]

@@ -180,9 +180,8 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param("scores.jsonl", marks=pytest.mark.slow), "results.jsonl"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["scores.jsonl", "results.jsonl"])
 def test_killed_midway_it_goes_on(whole: Path, bundle: Path, tmp_path: Path, file: str) -> None:
     client = subprocess.Popen([sys.executable, "-c", CLIENT, bundle, tmp_path])
     kill_when(client, lambda: lines(tmp_path / file) >= 2)

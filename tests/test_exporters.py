@@ -74,7 +74,10 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "pre", "config"), FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "pre", "config"),
+    [FAMILIES[0], *(pytest.param(*family, marks=pytest.mark.slow) for family in FAMILIES[1:])],
+)
 def test_f16_agrees_with_the_host(
     family: str, pre: str, config: dict[str, Any], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

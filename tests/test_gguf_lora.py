@@ -108,7 +108,7 @@ FAMILIES: list[Any] = [
         {"target_modules": ["q_proj", "k_proj", "lm_head"], "rank_pattern": {"k_proj": 7}},
         marks=pytest.mark.slow,
     ),
-    ("Qwen2", "qwen2", {}, {}),
+    pytest.param("Qwen2", "qwen2", {}, {}, marks=pytest.mark.slow),
     ("Gemma3", "smollm", {"head_dim": 16, "query_pre_attn_scalar": 16}, {}),
 ]
 

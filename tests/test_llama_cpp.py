@@ -62,6 +62,7 @@ def full_logits(gguf: Path, tokens: list[int]) -> np.ndarray:
     return logits
 
 
+@pytest.mark.slow
 def test_a_batch_answers_as_one_at_a_time(
     sessions: dict[int, llama_cpp.LlamaSession], prompts: list[list[int]]
 ) -> None:

@@ -79,7 +79,13 @@ def points(out: Path) -> list[list[Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("full", "lora", "qlora") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_it_learns_and_what_is_saved_is_what_was_trained(
     name: str, base: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +189,7 @@ def test_a_qlora_adapter_has_two_merges_and_the_better_one_stays(
     assert losses[merge.ORIGINAL] != pytest.approx(losses[merge.DEQUANTIZED], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_weights_are_kept(keep: str, base: Path, data: Path, tmp_path: Path) -> None:
     """Eight questions learnt by heart: the held-out loss rises again."""

@@ -132,6 +132,7 @@ def test_another_models_weights_are_found(
         verify.verify("onnxruntime-genai", exported["fp32"], other, evaluation, exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eos", "said"),
     [

@@ -64,6 +64,7 @@ def test_colour_and_plain(tiny: Path, shown: list[dict[str, Any]]) -> None:
     assert f"{len(train['tokens']) - learnt} tokens + {learnt} (learnt)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_character_of_several_tokens_is_whole(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(
         "".join(json.dumps({"question": f"{i} 🦆?", "answer": str(i)}) + "\n" for i in range(9))

@@ -50,6 +50,7 @@ def test_gradients_pass_straight_through() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_rounds_what_will_be_merged(tiny: Path) -> None:
     """The products' dtype is no matter of the weights': they are merged in float32 and then rounded."""
     from peft import LoraConfig, get_peft_model

@@ -98,6 +98,7 @@ def test_an_error_of_the_work_is_not_one_of_the_folder(file: Path, tmp_path: Pat
         raise ConnectionError("of the work")
 
 
+@pytest.mark.slow
 def test_a_format_of_targets_can_be_estimated(tmp_path: Path) -> None:
     plan = stage.plan(tmp_path / "x", study_of(targets=["gguf", "onnx"], methods=["full"]))
     guesses = estimate.estimate(plan)

@@ -232,6 +232,7 @@ def test_the_heldout_curve_is_the_models(fit: Fit, base: Path) -> None:
     assert after == pytest.approx(total / tokens, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_curve(fit: Fit) -> None:
     first, second, other = (fit(seed=seed, name=f"{i}") for i, seed in enumerate((5, 5, 6)))
     assert curve(first) == curve(second) != curve(other)
