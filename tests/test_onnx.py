@@ -257,6 +257,7 @@ def test_what_does_not_fit_is_refused(sessions: dict[int, Any]) -> None:
         list(sessions[1].generate([[5] * 195], NEW, {2}))
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no genai_config.json"):
         onnxruntime_genai.open_session(tmp_path, threads=1, context=8, parallel=1)
