@@ -109,7 +109,10 @@ FAMILIES: list[Any] = [
         marks=pytest.mark.slow,
     ),
     pytest.param("Qwen2", "qwen2", {}, {}, marks=pytest.mark.slow),
-    ("Gemma3", "smollm", {"head_dim": 16, "query_pre_attn_scalar": 16}, {}),
+    pytest.param(
+        *("Gemma3", "smollm", {"head_dim": 16, "query_pre_attn_scalar": 16}, {}),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

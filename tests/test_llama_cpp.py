@@ -91,6 +91,7 @@ def test_stop_ids_are_the_given_ones(
     assert answers(sessions[5], prompts, {word})[0] == (free[0][0][:cut], "stop")
 
 
+@pytest.mark.slow
 def test_score_is_the_sum_over_full_logits(
     sessions: dict[int, llama_cpp.LlamaSession], prompts: list[list[int]], embedded_gguf: Path
 ) -> None:

@@ -166,6 +166,7 @@ def answers(session: Any, ids: list[list[int]], stop: set[int]) -> list[tuple[li
     return [(one.tokens, one.finish) for one in done]
 
 
+@pytest.mark.slow
 def test_a_batch_answers_as_one_at_a_time_and_as_the_host(
     sessions: dict[int, Any], items: list[prompts.Item], tiny: Path
 ) -> None:

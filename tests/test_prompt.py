@@ -55,6 +55,7 @@ def test_it_shows_what_a_run_trains_on_and_scores(
             assert "".join(t["text"] for t in tokens).startswith(item.text)
 
 
+@pytest.mark.slow
 def test_colour_and_plain(tiny: Path, shown: list[dict[str, Any]]) -> None:
     done = edgeft("prompt", "--model", tiny, "--shots", "2")
     train, evaluation = shown[0], shown[2]
