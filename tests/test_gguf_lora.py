@@ -211,6 +211,7 @@ def test_the_same_tensors_as_llama_cpps_own_converter(
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model_is_one_line(
     folder: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -211,6 +211,7 @@ def test_the_best_weights_are_kept(keep: str, base: Path, data: Path, tmp_path: 
     assert loss_of(model) == pytest.approx(losses[kept], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_is_a_larger_batch(base: Path, data: Path, tmp_path: Path) -> None:
     whole = replace(FLOAT, batch_size=8)
     parts = replace(whole, batch_size=4, gradient_accumulation_steps=2)

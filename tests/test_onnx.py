@@ -196,6 +196,7 @@ def test_a_sliding_window_answers_as_the_host(
     assert got[0] == got[1]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_ends_in_the_padding(
     sessions: dict[int, Any], items: list[prompts.Item]
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_model_that_is_not_here_is_not_guessed(
     )
 
 
+@pytest.mark.slow
 def test_what_was_measured_tells_for_its_like(tmp_path: Path) -> None:
     make_study(tmp_path, study_of(methods=["lora"], seeds=[0]))
     plan = stage.plan(tmp_path, study_of(methods=["lora", "dora"], seeds=[0, 1]))

@@ -282,6 +282,7 @@ def check_same(whole: Path, again: Path) -> None:
     assert same_adapter(whole, again)
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over(fit: Fit, tmp_path: Path) -> None:
     whole = fit(name="whole")
 
