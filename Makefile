@@ -4,7 +4,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 OPTIMUM_TORCH := $(shell sed -n 's/^torch==//p' constraints-optimum.txt)
 # A file of tests to each core (tests/conftest.py says which first).
-PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 40
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 40
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test test-fast lint install dev optimum arm64 clean
