@@ -64,7 +64,7 @@ def _on_host(rows: dict[str, Row]) -> list[str]:
 def _change(score: Score) -> str:
     assert score.benefit is not None and score.benefit_ci is not None
     low, high = score.benefit_ci
-    word = "brings" if low > 0 else "costs" if high < 0 else "changes nothing for sure:"
+    word = "brings" if low > 0 else "hurts:" if high < 0 else "changes nothing for sure:"
     return f"{word} {points(score.benefit)} points ({points_interval(score.benefit_ci)})"
 
 
