@@ -101,7 +101,7 @@ def test_negative_transfer_is_marked_and_said(found: StudyResult) -> None:
     host = next(row for row in found.rows if row.method == "full").at(HOST)
     assert host is not None and host.verdict == "negative-transfer"
     assert all(MARK in cell for cell in table(found, "Benefit").rows[1][3:])
-    said = [line for line in findings(found) if "full fine-tuning costs" in line]
+    said = [line for line in findings(found) if "full fine-tuning hurts" in line]
     assert len(said) == 1 and "negative transfer at 135M, as the paper" in said[0]
 
 
