@@ -24,9 +24,11 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(worker[2:]) % len(cores) :: count])
 
+# The longest files, as `make test` tells.
 FIRST = (
-    *("test_study", "test_study_ray", "test_where_it_went", "test_end_to_end", "test_repair"),
-    *("test_auto", "test_onnx", "test_ssh", "test_arm64"),
+    *("test_study", "test_study_ray", "test_end_to_end", "test_auto", "test_imatrix"),
+    *("test_where_it_went", "test_ssh", "test_lora_target", "test_repair", "test_recipes"),
+    "test_ranks",
 )
 # The second takes minutes to make what the first has made.
 TOGETHER = {"tests/test_study_ray.py": "tests/test_study.py"}

@@ -31,7 +31,7 @@ SMALL = (
     *("train.max_steps=6", "train.lr=1e-2", "train.heldout_answers=0"),
 )
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
-# Of each kind one; tests/test_foreign.py has all.
+# All the way to the report; tests/test_foreign.py has every fault.
 FAULTS = ("eos-within", "bos-dropped", "template-swapped", "head-permuted", "four-bits")
 RIGHT = ("f16", "q4_0", "q4_0-imatrix")
 

@@ -185,6 +185,12 @@ def onnx_folder(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     return _verify(order, artifact, exact=settings.precision == "fp32")
 
 
+def portable_inputs(order: Order) -> dict[str, Any]:
+    """So that bundles of signed weights are made again: no x86 CPU without VNNI can run them."""
+    precision = portable.precision_of(order.target.name, order.target.settings)
+    return {"weights": "uint8"} if precision == "int8" else {}
+
+
 def portable_folder(this: Run, order: Order, artifact: Path) -> dict[str, Any]:
     """By optimum, in its own environment."""
     shutil.rmtree(artifact, ignore_errors=True)

@@ -60,7 +60,7 @@ def tie(path: Path) -> None:
     )
     scale, zero = (head.removesuffix("_quantized") + end for end in ("_scale", "_zero_point"))
     if missing := {scale, zero} - weights:
-        raise ValueError(f"the quantizer names no {sorted(missing)[0]}")
+        raise ValueError(f"the quantizer names no {min(missing)}")
     last = helper.make_tensor("embed_last", TensorProto.INT64, [1], [-1])
     graph.initializer.append(last)
     at = list(graph.node).index(embed)

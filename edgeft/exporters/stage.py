@@ -137,6 +137,8 @@ def _bundle(this: Run, order: Order) -> Path:
     }
     if target.format == "gguf":
         inputs |= makers.gguf_inputs(this, order)
+    if target.format == "onnx-portable":
+        inputs |= makers.portable_inputs(order)
 
     def work(out: Path, _: Update) -> None:
         verified = make(this, order, out / artifact)
