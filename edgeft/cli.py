@@ -224,6 +224,7 @@ def bench(
 ) -> None:
     """Score and time what is exported: every target of a run, or one bundle."""
     from edgeft import catalog, recipe, run, stages
+    from edgeft.bench import host
     from edgeft.bench import stage as benching
     from edgeft.report import llama_bench
 
@@ -240,8 +241,8 @@ def bench(
     # The run keeps it, so that the same command without it changes nothing.
     given = recipe.load(run.check(folder) / "recipe.yaml", sizes) if sizes else None
     with stages.opened(folder, given) as this:
-        stages.bench_host(this)
-        stages.bench_general(this)
+        host.score(this)
+        host.score_general(this)
         exported = {bundle.parent.name for bundle in stages.bundles(this)}
         files = [name for name in target or [] if name in exported]
         unknown = [name for name in target or [] if name not in exported]

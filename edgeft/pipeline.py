@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeft import stages
+from edgeft.bench import host
 from edgeft.bench import stage as benching
 from edgeft.catalog import Target
 from edgeft.errors import UserError
@@ -37,8 +38,8 @@ def run(
     if "tuned" in weights:
         stages.train(this)
         stages.merged(this)
-    stages.bench_host(this, weights)
-    stages.bench_general(this, weights)
+    host.score(this, weights)
+    host.score_general(this, weights)
     failed = failure(lambda: exporting.export(this, targets, weights))
     if failed and not stages.bundles(this):
         raise failed

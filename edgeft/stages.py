@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft import __version__, bench, catalog, child, exporters, model, recipe, run, tasks
+from edgeft import __version__, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
-from edgeft.bench import divergence
 from edgeft.errors import UserError
 from edgeft.exporters import gguf_lora, merge
 from edgeft.progress import Update, say, shown
@@ -26,7 +25,6 @@ from edgeft.train import ranks
 from edgeft.transports import open_transport
 
 WEIGHTS = ("base", "tuned")
-HOST = "host"
 Hashes = dict[str, Any]
 
 
@@ -40,7 +38,7 @@ class Run:
 
     def folder(self, weights: str) -> Path:
         """The model folder of base or tuned."""
-        return self.path / "merged" if weights == "tuned" else _base(self)
+        return self.path / "merged" if weights == "tuned" else base_folder(self)
 
     @property
     def adapter(self) -> Path:
@@ -88,7 +86,7 @@ def prepare(this: Run) -> None:
             {"gguf": run.sha256(place, this.hashes)},
             lambda out, _: model.resolve(this.recipe.model, out),
         )
-    base = _base(this)
+    base = base_folder(this)
     targets = catalog.find_targets(this.recipe.export.targets)
     for name in this.recipe.bench.devices:
         open_transport(catalog.find_device(name))
@@ -167,7 +165,7 @@ def train(this: Run) -> None:
 
     def work(out: Path, update: Update) -> None:
         seed = this.recipe.seed
-        training.train(_base(this), data, out, settings, facts, seed, update, tracker, plan)
+        training.train(base_folder(this), data, out, settings, facts, seed, update, tracker, plan)
         if (out / "adapter").is_dir():
             run.write_json(
                 out / "adapter" / "edgeft.json", {"base_sha256": this.weights_id("base")}
@@ -190,7 +188,7 @@ def training_facts(this: Run) -> dict[str, Any]:
 
 def merged(this: Run) -> None:
     """The tuned model's folder: the adapter in the base's weights, or what full training left."""
-    if _trained_whole(this):
+    if trained_whole(this):
         trained = model.weight_files(this.path / "train" / "model")
         model_files = {"model": this.sha256(trained)}
         cached("merge", this.path / "merged", model_files, lambda out, _: _take_model(this, out))
@@ -211,7 +209,7 @@ def merged(this: Run) -> None:
     }
 
     def work(out: Path, update: Update) -> None:
-        paths = {"base": _base(this), "adapter": this.adapter, "heldout": heldout, "out": out}
+        paths = {"base": base_folder(this), "adapter": this.adapter, "heldout": heldout, "out": out}
         request = {name: str(path) for name, path in paths.items()}
         child.run(
             "edgeft.exporters.merge", {**request, "kinds": kinds, "dtype": dtype}, allocator()
@@ -227,113 +225,12 @@ def _take_model(this: Run, out: Path) -> None:
             (out / path.name).hardlink_to(path)
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, out / path.name)
-    merge.copy_tokenizer(_base(this), out)
+    merge.copy_tokenizer(base_folder(this), out)
 
 
-def bench_host(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
-    """Score base and tuned in full precision where they were trained: the reference.
-
-    An adapter is scored beside it too, before anything is merged, so that a merge that loses
-    something is seen.
-    """
-    for name in weights:
-        inputs = {"made_from": this.weights_id(name)}
-        _score_on_host(this, name, this.folder(name), inputs)
-    if "tuned" in weights and this.adapter_files()[0].is_file() and not _trained_whole(this):
-        _bench_adapter(this)
-    run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
-
-
-def _bench_adapter(this: Run) -> None:
-    """The adapter on the base that it was trained on, which of QLoRA is NF4's."""
-    settings = this.recipe.train
-    place = this.path / "bench" / HOST
-    qlora = settings.method == "qlora" and not this.recipe.adapter
-    described = {
-        "base": str(_base(this).resolve()),
-        "adapter": str(this.adapter.resolve()),
-        "kind": merge.DEQUANTIZED if qlora else merge.ORIGINAL,
-        "dtype": settings.dtype,
-    }
-    run.write_json(place / "adapter.json", described)
-    inputs = {
-        "adapter": this.sha256(this.adapter_files()),
-        "base": this.weights_id("base"),
-        "merged": this.weights_id("tuned"),
-        "kind": described["kind"],
-        "dtype": settings.dtype if qlora else None,
-    }
-    _score_on_host(this, "adapter", place / "adapter.json", inputs, reference(this))
-
-
-def _score_on_host(
-    this: Run, name: str, artifact: Path, inputs: dict[str, Any], compared: Path | None = None
-) -> None:
-    data = this.path / "data"
-    facts = json.loads((data / "data.json").read_text())
-    job = bench.Job(
-        runtime="transformers",
-        artifact=artifact,
-        evaluation=data / "evaluation.jsonl",
-        tokenizer=data / "tokenizer" / "tokenizer.json",
-        task=facts["task"],
-        pattern=facts.get("pattern"),
-        max_new_tokens=new_tokens(this),
-        stop=facts["stop"],
-        context=context(this),
-        parallel=this.recipe.bench.host_parallel,
-        reference=compared,
-    )
-    inputs = {
-        **inputs,
-        "evaluation": this.sha256([job.evaluation]),
-        "max_new_tokens": job.max_new_tokens,
-        "stop": job.stop,
-        "parallel": job.parallel,
-    }
-
-    def work(out: Path, update: Update) -> None:
-        bench.accuracy(job, out, update)
-
-    cached(f"score {name} on the host", this.path / "bench" / HOST / name, inputs, work)
-
-
-def reference(this: Run) -> Path:
-    """The host's next-token distributions, which travel with every bundle of tuned weights."""
-    evaluation = this.path / "data" / "evaluation.jsonl"
-    out = this.path / "bench" / HOST / "reference"
-    inputs = {
-        "made_from": this.weights_id("tuned"),
-        "evaluation": this.sha256([evaluation]),
-        "questions": divergence.QUESTIONS,
-        "top": divergence.TOP,
-    }
-
-    def work(partial: Path, _: Update) -> None:
-        divergence.make(this.folder("tuned"), evaluation, partial / divergence.FILE)
-
-    if not run.is_done(out, run.fingerprint(inputs)):  # every target asks; said once is enough
-        cached("reference distributions", out, inputs, work)
-    return out / divergence.FILE
-
-
-def _trained_whole(this: Run) -> bool:
+def trained_whole(this: Run) -> bool:
     """Whether training left a model and no adapter."""
     return not this.recipe.adapter and (this.path / "train" / "model").is_dir()
-
-
-def bench_general(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
-    """Look for forgetting: general questions, base and tuned on the host."""
-    items = this.path / "data" / "general.jsonl"
-    if not items.is_file():  # made before there were any
-        return
-    for name in weights:
-        cached(
-            f"general questions, {name}",
-            this.path / "bench" / "general" / HOST / name,
-            {"made_from": this.weights_id(name), "items": this.sha256([items])},
-            lambda out, _, name=name: bench.general("transformers", this.folder(name), items, out),
-        )
 
 
 def bundles(this: Run) -> list[Path]:
@@ -355,7 +252,8 @@ def cached(title: str, out: Path, inputs: dict[str, Any], work: Any) -> bool:
         return run.stage(out, inputs, lambda partial: work(partial, update))
 
 
-def _base(this: Run) -> Path:
+def base_folder(this: Run) -> Path:
+    """Where the base model is, or will be when it is dequantized."""
     place = model.source(this.recipe.model)
     if isinstance(place, Path) and place.is_file():
         return this.path / "base"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sshd
 import study_runs
 from xdist.scheduler import LoadFileScheduling
 
@@ -27,7 +28,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 # The longest files, as `make test` tells.
 FIRST = (
     *("test_study", "test_study_ray", "test_end_to_end", "test_auto", "test_imatrix"),
-    *("test_where_it_went", "test_ssh", "test_lora_target", "test_repair", "test_recipes"),
+    *("test_where_it_went", "test_ssh_runs", "test_lora_target", "test_repair", "test_recipes"),
     "test_ranks",
 )
 # The second takes minutes to make what the first has made.
@@ -67,6 +68,15 @@ class ByFile(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Of ``--dist loadfile``."""
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
+    """A real sshd on the loopback."""
+    running = sshd.start(tmp_path_factory.mktemp("sshd"))
+    yield running
+    running.process.terminate()
+    running.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_runs import make_run, write_json
 from test_repair import FEW, cli
-from test_report import make_run, write_json
 
 from edgeft import child, prompts
 from edgeft.errors import UserError

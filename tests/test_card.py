@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import errno
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -13,104 +11,35 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 import yaml
-from test_report import UNSEEN, N, make_run, write_json, write_results
+from card_runs import (
+    ARTIFACTS,
+    MODEL,
+    TASK,
+    blocks,
+    export,
+    head_of,
+    make_card_run,
+    row_of,
+    scores,
+    set_recipe,
+    text_of,
+)
+from report_runs import UNSEEN, N, write_json, write_results
 from typer.testing import CliRunner, Result
 
 from edgeft import card, runtimes, ship_commands
-from edgeft import run as runs
 from edgeft.card.contents import describe, select
 from edgeft.errors import UserError
-from edgeft.report.build import Report, build
-from edgeft.report.figures import ratio_interval
-
-MODEL, TASK = "HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct-wordmath"
-ARTIFACTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "gguf-f16": ("llama.cpp", ("model.gguf",)),
-    "gguf-q8_0": ("llama.cpp", ("model.gguf",)),
-    "gguf-q4_k_m-imatrix": ("llama.cpp", ("model.gguf",)),
-    "gguf-q4_0+lora": ("llama.cpp", ("model/adapter.gguf", "model/model.gguf")),
-    "onnx-int4": ("onnxruntime-genai", ("model/genai_config.json", "model/model.onnx")),
-    "onnx-portable-int8": ("onnxruntime", ("model/model.onnx",)),
-}
-
-
-def export(run: Path, target: str, files: dict[str, bytes] | None = None, **more: Any) -> None:
-    """A tuned bundle with real files, and the mark that it is what was scored on every device."""
-    bundle = run / "export" / target / "tuned"
-    runtime, names = ARTIFACTS[target]
-    for name, content in (files or {name: f"{target}/{name}".encode() for name in names}).items():
-        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-        (bundle / name).write_bytes(content)
-    listed = {
-        str(path.relative_to(bundle)): {"bytes": path.stat().st_size, "sha256": runs.sha256(path)}
-        for path in bundle.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
-    }
-    manifest = {
-        "runtime": runtime,
-        "target": target,
-        "artifact": "model.gguf" if names == ("model.gguf",) else "model",
-        "files": listed,
-        "verify": {"tokenizer_prompts": 240, "chat_template": True, "positions": 0},
-        "context": 600,
-        "max_new_tokens": 96,
-        "stop": [2, 7],
-        **more,
-    }
-    write_json(bundle / "manifest.json", manifest)
-    for stage in run.glob(f"bench/*/{target}/tuned/stage.json"):
-        mark = {"fingerprint": "x", "manifest": runs.sha256(bundle / "manifest.json")}
-        write_json(stage, mark)
-
-
-def bench(run: Path, target: str, like: str) -> None:
-    shutil.copytree(run / "bench/local" / like, run / "bench/local" / target)
-
-
-def set_recipe(run: Path, **changes: Any) -> None:
-    path = run / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    for key, value in changes.items():
-        recipe[key] = {**(recipe.get(key) or {}), **value} if isinstance(value, dict) else value
-    path.write_text(yaml.safe_dump(recipe))
+from edgeft.report.build import build
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of a hub model with every kind of artifact."""
-    folder = make_run(tmp_path / "math", ["gguf-f16", "gguf-q8_0", "gguf-q4_0"])
-    (folder / "bench/local/gguf-q4_0").rename(folder / "bench/local/gguf-q4_k_m-imatrix")
-    shutil.rmtree(folder / "export/gguf-q4_0")
-    for target in ("gguf-q4_0+lora", "onnx-int4", "onnx-portable-int8"):
-        bench(folder, target, like="gguf-q8_0")
-    for target in ARTIFACTS:
-        export(folder, target)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / "data" / "tokenizer").mkdir(parents=True, exist_ok=True)
-        (folder / "data" / "tokenizer" / name).write_text("{}")
-    set_recipe(folder, model=MODEL)
-    return folder
-
-
-def text_of(folder: Path) -> str:
-    return (folder / "README.md").read_text()
-
-
-def head_of(folder: Path) -> dict[str, Any]:
-    from huggingface_hub import metadata_load
-
-    found: dict[str, Any] = metadata_load(folder / "README.md")
-    return found
-
-
-def blocks(text: str, language: str) -> list[str]:
-    found = re.findall(rf"^(`{{3,}}){language}\n(.*?)\n\1$", text, re.S | re.M)
-    return [block for _, block in found]
+    return make_card_run(tmp_path / "math")
 
 
 def test_the_hub_reads_the_metadata(run: Path) -> None:
@@ -171,74 +100,6 @@ def test_the_embedded_model_is_known_by_its_name_on_the_hub(run: Path) -> None:
     head = head_of(folder)
     assert (head["base_model"], head["license"]) == (MODEL, "apache-2.0")
     assert "dequantized from SmolLM2-135M-Instruct.Q4_1.gguf" in text_of(folder)
-
-
-def test_files_have_the_names_that_people_look_for(run: Path) -> None:
-    folder = card.write(run)
-    assert folder == run / "card"
-    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert files == {
-        *("README.md", "edgeft.json"),
-        *(f"{TASK}-{name}.gguf" for name in ("F16", "Q8_0", "Q4_K_M-imatrix")),
-        *(f"gguf-q4_0+lora/{name}.gguf" for name in ("model", "adapter")),
-        *(f"onnx-int4/{name}" for name in ("genai_config.json", "model.onnx")),
-        *(f"onnx-int4/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
-        "onnx-int4/chat_template.jinja",
-        *(f"onnx-portable-int8/{name}" for name in ("model.onnx", "chat_template.jinja")),
-        *(f"onnx-portable-int8/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
-    }
-    source = run / "export/gguf-q8_0/tuned/model.gguf"
-    assert (folder / f"{TASK}-Q8_0.gguf").samefile(source), "a link takes no room"
-    assert (
-        folder / "gguf-q4_0+lora/adapter.gguf"
-    ).read_bytes() == b"gguf-q4_0+lora/model/adapter.gguf"
-    listed = json.loads((folder / "edgeft.json").read_text())["files"]
-    assert set(listed) == files - {"edgeft.json"}
-    for name, facts in listed.items():
-        assert facts["sha256"] == runs.sha256(folder / name)
-        assert facts["bytes"] == (folder / name).stat().st_size
-
-
-def test_targets_with_one_quantization_have_names_of_their_own(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench(run, "q8_0", like="gguf-f16")
-    monkeypatch.setitem(ARTIFACTS, "q8_0", ("llama.cpp", ("model.gguf",)))
-    export(run, "q8_0", {"model.gguf": b"another"})
-    folder = card.write(run)
-    found = {path.name: path.read_bytes() for path in folder.glob("*Q8_0*")}
-    assert set(found) == {f"{TASK}-Q8_0.gguf", f"{TASK}-Q8_0-2.gguf"}
-    assert set(found.values()) == {b"another", b"gguf-q8_0/model.gguf"}
-    [ours] = [name for name, content in found.items() if content == b"another"]
-    assert row_of(text_of(folder), ours)[1:] == scores(build(run), "q8_0")
-
-
-def test_without_links_files_are_copied(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    copied = card.write(run) / f"{TASK}-Q8_0.gguf"
-    source = run / "export/gguf-q8_0/tuned/model.gguf"
-    assert copied.read_bytes() == source.read_bytes() and not copied.samefile(source)
-
-
-def row_of(text: str, name: str) -> list[str]:
-    row = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
-    return [cell.strip() for cell in row.strip("|").split("|")]
-
-
-def scores(report: Report, target: str) -> list[str]:
-    """What the table says of a target, written out here independently."""
-    [v] = [v for v in report.variants if v.target == target]
-    s = v.survival
-    assert s.retention is not None and s.retention_ci is not None and v.bytes and v.latency
-    return [
-        *("local", f"{v.bytes / 1e6:.1f} MB"),
-        *(f"{100 * s.here.base.accuracy:.1f}%", f"{100 * s.here.tuned.accuracy:.1f}%"),
-        f"{s.retention:.2f} ({ratio_interval(s.retention_ci)})",
-        *(f"{v.latency['decode_tok_s']:.1f}", s.verdict),
-    ]
 
 
 def test_every_figure_of_the_table_is_the_reports(run: Path) -> None:
@@ -326,61 +187,6 @@ def test_two_devices_both_count(run: Path) -> None:
     assert "- pi: Raspberry Pi 5, 4 cores" in text_of(folder)
 
 
-def changed_after_scoring(run: Path) -> None:
-    manifest = run / "export/gguf-q8_0/tuned/manifest.json"
-    write_json(manifest, {**json.loads(manifest.read_text()), "made_from": "newer weights"})
-
-
-def never_verified(run: Path) -> None:
-    export(run, "gguf-q8_0", verify=None)
-
-
-def damaged(run: Path) -> None:
-    (run / "export/gguf-q8_0/tuned/model.gguf").write_bytes(b"gguf-q8_0/model.gguX")
-
-
-def not_there(run: Path) -> None:
-    shutil.rmtree(run / "export/gguf-q8_0/tuned")
-
-
-@pytest.mark.parametrize(
-    ("break_it", "why"),
-    [
-        (changed_after_scoring, "its file is not the one that was scored: edgeft bench"),
-        (never_verified, "its export was not verified"),
-        (damaged, "model.gguf is not the file that was exported"),
-        (not_there, "its tuned bundle is not in the run"),
-    ],
-)
-def test_what_was_not_scored_as_it_is_stays_out(
-    run: Path, break_it: Callable[[Path], None], why: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    break_it(run)
-    folder = card.write(run)
-    assert not list(folder.glob("*Q8_0*")) and "gguf-q8_0" not in text_of(folder)
-    assert len(head_of(folder)["model-index"][0]["results"]) == len(ARTIFACTS) - 1
-    assert why in "".join(capfd.readouterr().err.split("\n"))
-    with pytest.raises(UserError, match=f"gguf-q8_0 cannot go into a card: .*{why}"):
-        card.write(run, ["gguf-q8_0"])
-
-
-def test_results_of_other_weights_stay_out(run: Path) -> None:
-    stage = run / "bench/local/gguf-q8_0/tuned/stage.json"
-    write_json(stage, {**json.loads(stage.read_text()), "made_from": "earlier weights"})
-    assert "Q8_0" not in text_of(card.write(run))
-    with pytest.raises(UserError, match="gguf-q8_0 has no scores with the run's weights"):
-        card.write(run, ["gguf-q8_0"])
-    with pytest.raises(UserError, match="gguf-q4_km has no scores .*did you mean 'gguf-q4_k_m"):
-        card.write(run, ["gguf-q4_km"])
-
-
-def test_nothing_benched_is_the_users_error(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "x", [])
-    with pytest.raises(UserError, match="nothing is benched that could go into a card"):
-        card.write(run)
-    assert not (run / "card").exists()
-
-
 def test_no_path_of_this_machine_is_told(run: Path) -> None:
     secret = "/home/ann/secret"
     data = {"name": "jsonl", "data": f"{secret}/riddles.jsonl"}
@@ -466,67 +272,6 @@ def test_a_model_without_a_chat_template(run: Path) -> None:
         literals = [n.value for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Constant)]
         assert f"Question: {asked}\nAnswer:" in literals
     assert "llama-completion -m" in text
-
-
-def test_again_replaces_what_was_written_before(run: Path) -> None:
-    card.write(run)
-    folder = card.write(run, ["gguf-q8_0"])
-    assert {path.name for path in folder.iterdir()} == {
-        *("README.md", "edgeft.json", f"{TASK}-Q8_0.gguf")
-    }
-    assert (run / "export/gguf-f16/tuned/model.gguf").is_file(), "the run keeps its files"
-    assert not (run / "card.partial").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("README.md", "README.md was edited"), ("notes.txt", "notes.txt is not from edgeft")],
-)
-def test_what_people_wrote_is_not_removed(run: Path, name: str, said: str) -> None:
-    folder = card.write(run)
-    with (folder / name).open("a") as out:
-        out.write("mine\n")
-    with pytest.raises(UserError, match=f"{said}.* move it away"):
-        card.write(run, ["gguf-q8_0"])
-    assert "mine" in (folder / name).read_text() and len(list(folder.glob("*.gguf"))) == 3
-    (folder / name).unlink()
-    card.write(run, ["gguf-q8_0"])
-
-
-def test_another_folder_is_refused(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    for place, said in (
-        (tmp_path / "photos", "is no card folder of edgeft and not empty"),
-        (run, "is no card folder of edgeft and not empty"),
-        (tmp_path / "photos" / "a.jpg", "is a file"),
-    ):
-        with pytest.raises(UserError, match=f"{said}: give another folder with --out"):
-            card.write(run, out=place)
-    (tmp_path / "mine.partial").mkdir()
-    (tmp_path / "mine.partial" / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="mine.partial is in the way"):
-        card.write(run, out=tmp_path / "mine")
-    (tmp_path / "empty").mkdir()
-    assert (card.write(run, out=tmp_path / "empty") / "README.md").is_file()
-    assert (card.write(run, out=tmp_path / "deep" / "er") / "README.md").is_file()
-
-
-def test_a_full_disk_leaves_the_card_that_was_there(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = text_of(card.write(run))
-
-    def full(source: Path, out: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(card, "_link", full)
-        with pytest.raises(UserError, match="the disk is full"):
-            card.write(run, ["gguf-q8_0"])
-    assert text_of(run / "card") == before and (run / "card.partial").is_dir()
-    card.write(run, ["gguf-q8_0"])
-    assert not (run / "card.partial").exists(), "what a kill leaves is cleared away"
 
 
 def edgeft(*arguments: str | Path) -> Result:

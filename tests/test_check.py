@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import typer
-from test_report import NASTY, UNSEEN, N, make_run, write_results
+from report_runs import NASTY, UNSEEN, N, make_run, write_results
 from typer.testing import CliRunner, Result
 
 from edgeft import ship_commands

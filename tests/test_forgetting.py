@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report import N, make_run, write_json, write_lines, write_results
+from report_runs import N, make_run, write_json, write_lines, write_results
 
 from edgeft import bench, prompts, survival
 from edgeft.report import tables

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import make_run, write_json
+from report_runs import make_run, write_json
 
 from edgeft import bench, child
 from edgeft.bench.bandwidth import read_bandwidth

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +106,6 @@ def test_a_device_needs_the_runtime_alone(run: Path, place: Path, tmp_path: Path
         file.truncate(1000)
     done = edgeft("bench", bundle, *more, cwd=place, PYTHONPATH=path)
     assert done.returncode == 2 and "adapter.gguf is not the file that was exported" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
-    running = sshd.start(tmp_path_factory.mktemp("sshd"))
-    yield running
-    running.process.terminate()
-    running.process.wait()
 
 
 @pytest.mark.slow

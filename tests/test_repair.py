@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from report_runs import make_run, write_json
 from safetensors.torch import load_file
-from test_report import make_run, write_json
 
 from edgeft import catalog, repair
 from edgeft.errors import UserError

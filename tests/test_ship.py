@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report
+from report_runs import make_run, write_json, write_lines
 from test_cli import refused
-from test_report import make_run, write_json
 
 from edgeft import report
 from edgeft.report import markdown, tables
@@ -147,7 +146,7 @@ def test_some_of_the_questions_are_compared_with_the_same_on_the_host(run: Path)
             folder = run / "bench/pi" / target / weights
             lines = [json.loads(x) for x in (folder / "results.jsonl").read_text().splitlines()]
             kept = sorted((x for x in lines if not x["group"]), key=lambda x: x["id"])[:asked]
-            test_report.write_lines(folder / "results.jsonl", kept)
+            write_lines(folder / "results.jsonl", kept)
             write_json(folder / "stage.json", {"fingerprint": "x", "done": True, "limit": asked})
     found = report.write(run)
     there = [v for v in found.variants if v.device == "pi"]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_runs import write_json, write_lines
 from rich.console import Console
-from test_report import Page, write_json, write_lines
+from test_report import Page
 
 from edgeft import report
 from edgeft.report import tables, terminal
