@@ -3,8 +3,8 @@
     python benchmarks/merge_4bit.py RUN theirs-q8_0.gguf
 
 bitsandbytes loads the base in NF4, PEFT merges into that, and what comes out is written in 16 bits
-and quantized once more, to Q8_0. Then ``edgeft export RUN --file theirs-q8_0.gguf --target gguf-f16``
-puts it beside edgeft's own files.
+and quantized once more, to Q8_0. RUN is one that left an adapter; ``edgeft export RUN --file
+theirs-q8_0.gguf --target gguf-f16`` puts the file beside edgeft's own.
 """
 
 from __future__ import annotations
@@ -22,15 +22,11 @@ def merged(base: Path, adapter: Path, out: Path) -> None:
     """Write the model folder ``out``, whose linear layers went through NF4 after the merge."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4)
+    from edgeft.train.methods import nf4
+
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4(torch.bfloat16))
     whole = PeftModel.from_pretrained(model, adapter).merge_and_unload().dequantize()
     whole.to(torch.float16).save_pretrained(out)
     merge.copy_tokenizer(base, out)

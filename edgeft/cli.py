@@ -242,7 +242,6 @@ def bench(
     given = recipe.load(run.check(folder) / "recipe.yaml", sizes) if sizes else None
     with stages.opened(folder, given) as this:
         host.score(this)
-        host.score_general(this)
         exported = {bundle.parent.name for bundle in stages.bundles(this)}
         files = [name for name in target or [] if name in exported]
         unknown = [name for name in target or [] if name not in exported]

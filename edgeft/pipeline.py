@@ -39,7 +39,6 @@ def run(
         stages.train(this)
         stages.merged(this)
     host.score(this, weights)
-    host.score_general(this, weights)
     failed = failure(lambda: exporting.export(this, targets, weights))
     if failed and not stages.bundles(this):
         raise failed

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeft import __version__, catalog, child, exporters, model, recipe, run, tasks
 from edgeft.allocator import allocator
+from edgeft.bench import divergence
 from edgeft.errors import UserError
 from edgeft.exporters import gguf_lora, merge
 from edgeft.progress import Update, say, shown
@@ -25,6 +26,7 @@ from edgeft.train import ranks
 from edgeft.transports import open_transport
 
 WEIGHTS = ("base", "tuned")
+HOST = "host"
 Hashes = dict[str, Any]
 
 
@@ -226,6 +228,25 @@ def _take_model(this: Run, out: Path) -> None:
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, out / path.name)
     merge.copy_tokenizer(base_folder(this), out)
+
+
+def reference(this: Run) -> Path:
+    """The host's next-token distributions, which travel with every bundle of tuned weights."""
+    evaluation = this.path / "data" / "evaluation.jsonl"
+    out = this.path / "bench" / HOST / "reference"
+    inputs = {
+        "made_from": this.weights_id("tuned"),
+        "evaluation": this.sha256([evaluation]),
+        "questions": divergence.QUESTIONS,
+        "top": divergence.TOP,
+    }
+
+    def work(partial: Path, _: Update) -> None:
+        divergence.make(this.folder("tuned"), evaluation, partial / divergence.FILE)
+
+    if not run.is_done(out, run.fingerprint(inputs)):  # every target asks; said once is enough
+        cached("reference distributions", out, inputs, work)
+    return out / divergence.FILE
 
 
 def trained_whole(this: Run) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from test_train import SHAPE, items
+from train_runs import SHAPE, items
 
 from edgeft.prompts import Item
 from edgeft.train.batches import collate, completion_loss

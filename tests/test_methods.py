@@ -13,9 +13,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_train import FACTS, SETTINGS, check_same, curve, items, plain, silent
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from train_runs import FACTS, SETTINGS, check_same, curve, items, plain, silent
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import UserError

@@ -1,17 +1,15 @@
-"""Training on a tiny random Llama: the loss, the log, resuming, and what users see when it fails."""
+"""Training on a tiny random Llama: the log, resuming, and what users see when it fails."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickletools
-import random
 import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +19,15 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from train_runs import FACTS, SETTINGS, check_same, curve, items, llama, plain, same_adapter, silent
+from transformers import LlamaForCausalLM
 
 from edgeft import train as training
 from edgeft.errors import UserError
-from edgeft.prompts import Item, write_items
+from edgeft.prompts import write_items
 from edgeft.train import worker
-from edgeft.train.batches import IGNORED, SortedBatches, collate, completion_loss
-from edgeft.train.heldout import heldout_loss
-from edgeft.train.record import last_checkpoint, rows
+from edgeft.train.record import last_checkpoint
 from edgeft.train.settings import TrainSettings
-
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 2,
-    "initializer_range": 0.2,
-}
-FACTS = {"task": "wordmath", "stop": [2], "max_new_tokens": 8}
-SETTINGS = TrainSettings(epochs=2, batch_size=4, rank=4, alpha=8, lr=1e-2, checkpoint_steps=3)
-
-
-def llama(tied: bool = True) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied))
-
-
-def gemma() -> Any:
-    torch.manual_seed(0)
-    settings = {**SHAPE, "final_logit_softcapping": 2.0, "sliding_window": 8}
-    return Gemma2ForCausalLM(Gemma2Config(**settings))
-
-
-def items(count: int, seed: int) -> list[Item]:
-    """Questions whose solution counts from 10, however far: something to learn."""
-    draw = random.Random(seed)
-    made = []
-    for i in range(count):
-        prompt = [1, 7, 7, *(draw.randrange(3, 97) for _ in range(draw.randrange(3, 14)))]
-        gold = [*range(10, 10 + draw.randrange(1, 7)), 2]
-        made.append(Item(f"q{i}", "", "", prompt, gold, str(gold[-2])))
-    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,10 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def silent(event: str, **fields: Any) -> None:
-    pass
-
-
 Fit = Callable[..., Path]
 
 
@@ -121,81 +77,6 @@ def fit(base: Path, data: Path, tmp_path: Path) -> Fit:
         return out
 
     return run
-
-
-def curve(out: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in rows(out / "log.jsonl") if "loss" in row]
-
-
-def plain(model: Any, questions: list[Item]) -> tuple[float, int]:
-    """The loss as transformers computes it itself, one question at a time, from every logit."""
-    total, tokens = 0.0, 0
-    for item in questions:
-        ids = torch.tensor([[*item.prompt, *item.gold]])
-        labels = ids.clone()
-        labels[:, : len(item.prompt)] = IGNORED
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=labels).loss
-        total, tokens = total + float(loss) * len(item.gold), tokens + len(item.gold)
-    return total, tokens
-
-
-@pytest.mark.parametrize("peft", [False, True])
-@pytest.mark.parametrize("make", [llama, lambda: llama(tied=False), gemma])
-def test_the_loss_is_the_plain_one(make: Callable[[], Any], peft: bool) -> None:
-    model, questions = make().eval(), items(9, 3)
-    if peft:
-        from peft import LoraConfig, get_peft_model
-
-        # init_lora_weights=False: an adapter that does something.
-        config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
-        model = get_peft_model(model, config).eval()
-    assert len({len(item.prompt) + len(item.gold) for item in questions}) > 3  # there is padding
-    total, tokens = plain(model, questions)
-    loss, count = completion_loss(model, collate(questions, pad=2))
-    assert count == tokens
-    assert loss.item() == pytest.approx(total, rel=1e-5)
-    assert heldout_loss(model, questions, pad=5) == pytest.approx(total / tokens, rel=1e-5)
-
-
-def test_the_head_runs_at_gold_tokens_only() -> None:
-    model, questions = llama(), items(6, 4)
-    seen: list[torch.Size] = []
-    model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.shape))
-    completion_loss(model, collate(questions, pad=2))
-    assert seen == [(sum(len(item.gold) for item in questions), SHAPE["vocab_size"])]
-
-
-def test_gradients_are_the_plain_ones() -> None:
-    questions, grads = items(6, 5), []
-    for ours in (True, False):
-        model = llama()
-        batch = collate(questions, pad=2)
-        if ours:
-            total, count = completion_loss(model, batch)
-            (total / count).backward()
-        else:
-            mask = torch.arange(batch["input_ids"].shape[1]) < batch["lengths"][:, None]
-            model(
-                input_ids=batch["input_ids"], attention_mask=mask.long(), labels=batch["labels"]
-            ).loss.backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
-
-
-def test_batches_are_of_similar_length_and_change_with_the_epoch() -> None:
-    lengths = [random.Random(i).randrange(5, 50) for i in range(43)]
-    sampler = SortedBatches(lengths, 8, seed=3)
-    first = list(sampler)
-    assert sorted(first) == list(range(43)) and first == list(sampler)
-    spans = sorted(
-        (min(part), max(part))
-        for part in ([lengths[i] for i in first[at : at + 8]] for at in range(0, 43, 8))
-    )
-    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(SortedBatches(lengths, 8, seed=4)) != first
 
 
 def test_training_learns_and_says_how(fit: Fit) -> None:
@@ -239,11 +120,6 @@ def test_the_same_seed_gives_the_same_curve(fit: Fit) -> None:
     assert same_adapter(first, second) and not same_adapter(first, other)
 
 
-def same_adapter(one: Path, two: Path) -> bool:
-    a, b = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, two))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "killed_at"),
@@ -270,16 +146,6 @@ def test_going_on_is_as_if_never_cut_off(fit: Fit, settings: TrainSettings, kill
         fit(settings, name="cut", emit=cut)
     again = fit(settings, name="cut")
     check_same(whole, again)
-
-
-def check_same(whole: Path, again: Path) -> None:
-    names = ("step", "steps", "loss", "lr", "tokens", "heldout_loss")
-    logs = [
-        [{name: row.get(name) for name in names} for row in rows(out / "log.jsonl")]
-        for out in (whole, again)
-    ]
-    assert logs[0] == logs[1]
-    assert same_adapter(whole, again)
 
 
 @pytest.mark.slow

@@ -8,29 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import bench, run
-from edgeft.bench import divergence
 from edgeft.exporters import merge
 from edgeft.progress import Update
-from edgeft.stages import WEIGHTS, Run, base_folder, cached, context, new_tokens, trained_whole
-
-HOST = "host"
+from edgeft.stages import (
+    HOST,
+    WEIGHTS,
+    Run,
+    base_folder,
+    cached,
+    context,
+    new_tokens,
+    reference,
+    trained_whole,
+)
 
 
 def score(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
     """Score base and tuned in full precision where they were trained: the reference.
 
     An adapter is scored beside it too, before anything is merged, so that a merge that loses
-    something is seen.
+    something is seen; general questions show forgetting.
     """
     for name in weights:
         inputs = {"made_from": this.weights_id(name)}
-        _score_on_host(this, name, this.folder(name), inputs)
+        _score(this, name, this.folder(name), inputs)
     if "tuned" in weights and this.adapter_files()[0].is_file() and not trained_whole(this):
-        _bench_adapter(this)
+        _score_adapter(this)
     run.write_json(this.path / "bench" / HOST / "machine.json", bench.machine_facts())
+    _score_general(this, weights)
 
 
-def _bench_adapter(this: Run) -> None:
+def _score_adapter(this: Run) -> None:
     """The adapter on the base that it was trained on, which of QLoRA is NF4's."""
     settings = this.recipe.train
     place = this.path / "bench" / HOST
@@ -49,10 +57,10 @@ def _bench_adapter(this: Run) -> None:
         "kind": described["kind"],
         "dtype": settings.dtype if qlora else None,
     }
-    _score_on_host(this, "adapter", place / "adapter.json", inputs, reference(this))
+    _score(this, "adapter", place / "adapter.json", inputs, reference(this))
 
 
-def _score_on_host(
+def _score(
     this: Run, name: str, artifact: Path, inputs: dict[str, Any], compared: Path | None = None
 ) -> None:
     data = this.path / "data"
@@ -84,27 +92,7 @@ def _score_on_host(
     cached(f"score {name} on the host", this.path / "bench" / HOST / name, inputs, work)
 
 
-def reference(this: Run) -> Path:
-    """The host's next-token distributions, which travel with every bundle of tuned weights."""
-    evaluation = this.path / "data" / "evaluation.jsonl"
-    out = this.path / "bench" / HOST / "reference"
-    inputs = {
-        "made_from": this.weights_id("tuned"),
-        "evaluation": this.sha256([evaluation]),
-        "questions": divergence.QUESTIONS,
-        "top": divergence.TOP,
-    }
-
-    def work(partial: Path, _: Update) -> None:
-        divergence.make(this.folder("tuned"), evaluation, partial / divergence.FILE)
-
-    if not run.is_done(out, run.fingerprint(inputs)):  # every target asks; said once is enough
-        cached("reference distributions", out, inputs, work)
-    return out / divergence.FILE
-
-
-def score_general(this: Run, weights: Sequence[str] = WEIGHTS) -> None:
-    """Look for forgetting: general questions, base and tuned on the host."""
+def _score_general(this: Run, weights: Sequence[str]) -> None:
     items = this.path / "data" / "general.jsonl"
     if not items.is_file():  # made before there were any
         return

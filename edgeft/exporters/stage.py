@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeft import model, repair, run
-from edgeft.bench import host
 from edgeft.catalog import Target
 from edgeft.errors import UserError
 from edgeft.exporters import auto, check_supported, foreign, gguf_lora, makers
 from edgeft.exporters.makers import Order
 from edgeft.exporters.weights import bytes_per_token
 from edgeft.progress import Update, say
-from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens
+from edgeft.stages import WEIGHTS, Run, cached, checkout, context, new_tokens, reference
 
 
 def export(this: Run, targets: list[Target], weights: Sequence[str] = WEIGHTS) -> None:
@@ -130,7 +129,7 @@ def _bundle(this: Run, order: Order) -> Path:
         source = [this.path / "gguf" / order.source / "model.gguf"]
     else:
         source = model.weight_files(order.folder)
-    compared = host.reference(this) if weights == "tuned" else None
+    compared = reference(this) if weights == "tuned" else None
     inputs = {
         "source": this.sha256([*source, evaluation, words, *([compared] if compared else [])]),
         "settings": target.settings,
