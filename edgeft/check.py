@@ -156,8 +156,8 @@ def _row(variant: Variant, report: Report, wanted: Wanted) -> Row:
     s = variant.survival
     place = (variant.target, variant.device)
     if s.retention is None or s.retention_ci is None:
-        some = "" if report.host.verdict else f" on the {s.here.tuned.n} questions asked there"
-        why = f"has nothing to keep: {s.verdict} on the host{some}"
+        few = f"cannot be judged: the {s.here.tuned.n} questions asked there show no benefit on the host"
+        why = f"has nothing to keep: {s.verdict} on the host" if report.host.verdict else few
         return Row(*place, False, why, verdict=s.verdict)
     if wanted.min_retention is None:
         passed = s.verdict == "survives"

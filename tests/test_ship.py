@@ -55,6 +55,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 def chosen(folder: Path, **limits: Any) -> dict[str, str | None]:
     return {c.device: c.target for c in build(folder, Limits(**limits)).ship}
 
@@ -144,8 +148,9 @@ def test_some_of_the_questions_are_compared_with_the_same_on_the_host(run: Path)
     for target in PI:
         for weights in ("base", "tuned"):
             folder = run / "bench/pi" / target / weights
-            lines = [json.loads(x) for x in (folder / "results.jsonl").read_text().splitlines()]
-            kept = sorted((x for x in lines if not x["group"]), key=lambda x: x["id"])[:asked]
+            kept = sorted((x for x in results(folder) if not x["group"]), key=lambda x: x["id"])[
+                :asked
+            ]
             write_lines(folder / "results.jsonl", kept)
             write_json(folder / "stage.json", {"fingerprint": "x", "done": True, "limit": asked})
     found = report.write(run)
@@ -156,6 +161,40 @@ def test_some_of_the_questions_are_compared_with_the_same_on_the_host(run: Path)
     assert not any("on pi" in name for name in rows(found, "Unseen templates"))
     exact = next(v for v in there if v.target == "gguf-f16")
     assert exact.survival.retention == 1.0 and exact.survival.agreement == 1.0
+
+
+def test_questions_too_few_to_show_the_benefit_decide_nothing(run: Path) -> None:
+    """Here: the first ones that host, base and tuned, got wrong."""
+    by_id = {
+        weights: {x["id"]: x for x in results(run / "bench/host" / weights)}
+        for weights in ("base", "tuned")
+    }
+    alike = [i for i, x in by_id["tuned"].items() if not (x["correct"] or x["group"])][:6]
+    assert not any(by_id["base"][i]["correct"] for i in alike)
+    for target in PI:
+        for weights in ("base", "tuned"):
+            folder = run / "bench/pi" / target / weights
+            kept = [x for x in results(folder) if x["id"] in alike]
+            write_lines(folder / "results.jsonl", kept)
+            write_json(folder / "stage.json", {"fingerprint": "x", "done": True, "limit": 6})
+    found = build(run)
+    there = [v.survival for v in found.variants if v.device == "pi"]
+    assert [(s.verdict, s.retention) for s in there] == [("inconclusive", None)] * len(PI)
+    assert chosen(run) == {"local": "gguf-f16", "pi": None}
+    assert found.ship[1].sentence == (
+        "On pi, nothing can be recommended; gguf-f16 comes closest: 6 questions show no benefit "
+        "on the host."
+    )
+    assert chosen(run, max_memory_mb=300, min_retention=0.1)["pi"] is None
+    assert "inconclusive at gguf-q4_0 on pi" in found.verdict
+
+
+def test_a_file_that_lost_the_benefit_is_not_recommended(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", ["gguf-q2_k"])
+    [variant] = build(folder).variants
+    assert variant.survival.verdict == "lost"
+    assert chosen(folder) == {"local": None}
+    assert build(folder).ship[0].unmet == {"gguf-q2_k": ["the benefit is lost"]}
 
 
 def test_without_a_benefit_nothing_is_recommended(run: Path) -> None:

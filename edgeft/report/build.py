@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -132,6 +132,9 @@ def build(run: Path, limits: Limits | None = None) -> Report:
             )
         except UserError as error:
             raise UserError(f"{target} on {device}: {error}") from error
+        if host.verdict is None and compared.verdict == "no-benefit":
+            # All questions show a benefit and the device's few do not: it is not gone.
+            compared = replace(compared, verdict="inconclusive")
         manifest = read_json(run / "export" / target / "tuned" / "manifest.json") or {}
         latency = read_json(run / "bench" / device / target / "tuned" / "latency.json") or {}
         unmeasured = latency.get(NOT_MEASURED)

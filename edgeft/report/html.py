@@ -55,7 +55,7 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .figure { text-align: right; white-space: nowrap; }
 td:first-child { font-weight: 500; white-space: nowrap; }
-.many th, .many td { padding-right: 10px; }
+.many th { white-space: normal; } .many th, .many td { padding-right: 10px; }
 .many td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
 .survives { color: var(--survives); } .partial { color: var(--partial); }
 .lost, .reversed, .no-benefit, .negative-transfer { color: var(--lost); }
@@ -75,6 +75,8 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 @media (max-width: 640px) { .sides { grid-template-columns: 1fr; gap: 10px; }
   h1 { font-size: 23px; } main { padding-top: 24px; } }
+@media (min-width: 940px) { .wide:has(.many) { width: max-content; min-width: 100%;
+  max-width: calc(50vw + 422px); } }
 @media print { details > * { display: block; } section { break-inside: avoid; } }
 """
 

@@ -10,6 +10,8 @@ from typing import Any
 from edgeft.errors import UserError
 from edgeft.report.variant import Variant
 
+_GONE = ("lost", "reversed")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,7 +60,7 @@ def megabytes(text: str) -> float:
 def choices(variants: Sequence[Variant], limits: Limits) -> list[Choice]:
     """One answer a device: among what meets the limits the highest tuned accuracy, then the speed.
 
-    A file that something is wrong with meets none.
+    A file that something is wrong with meets none, nor does one whose benefit is gone or not seen.
     Without a limit on retention, only what survives is considered if anything does.
     """
     return [
@@ -77,7 +79,8 @@ def _choice(device: str, variants: Sequence[Variant], limits: Limits) -> Choice:
     if not fit:
         closest = min(unmet.items(), key=lambda item: len(item[1]), default=None)
         nearest = f"; {closest[0]} comes closest: {', '.join(closest[1])}" if closest else ""
-        return Choice(device, None, f"On {device}, nothing meets the limits{nearest}.", unmet)
+        nothing = "nothing can be recommended" if limits == Limits() else "nothing meets the limits"
+        return Choice(device, None, f"On {device}, {nothing}{nearest}.", unmet)
     best = max(fit, key=lambda v: (v.survival.here.tuned.accuracy, decode(v) or 0, -(v.bytes or 0)))
     return Choice(device, best.target, f"On {device}, ship {best.target}: {_why(best)}.", unmet)
 
@@ -91,8 +94,12 @@ def _unmet(variant: Variant, limits: Limits) -> list[str]:
         said.append(f"{memory:.0f} MB of memory" if memory else "its memory was not measured")
     if limits.min_tok_s is not None and not (speed and speed >= limits.min_tok_s):
         said.append(f"{speed:.1f} tok/s" if speed else "its speed was not measured")
-    if limits.min_retention is not None and not (kept is not None and kept >= limits.min_retention):
-        said.append("no retention" if kept is None else f"retention {kept:.2f}")
+    if kept is None:
+        said.append(f"{variant.survival.here.tuned.n} questions show no benefit on the host")
+    elif limits.min_retention is not None and kept < limits.min_retention:
+        said.append(f"retention {kept:.2f}")
+    if variant.survival.verdict in _GONE:
+        said.append(f"the benefit is {variant.survival.verdict}")
     # The scores cannot show these: every runtime is given token ids.
     return [*said, *(str(fault["text"]) for fault in variant.faults)]
 
