@@ -13,7 +13,7 @@ from test_cli import refused
 from edgeft import report
 from edgeft.report import markdown, tables
 from edgeft.report.build import build
-from edgeft.report.ship import Limits, front, megabytes
+from edgeft.report.ship import Limits, choices, front, megabytes
 
 PI = {  # target: decode tok/s, peak MB
     "gguf-f16": (9.0, 420.0),
@@ -190,11 +190,11 @@ def test_questions_too_few_to_show_the_benefit_decide_nothing(run: Path) -> None
 
 
 def test_a_file_that_lost_the_benefit_is_not_recommended(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", ["gguf-q2_k"])
-    [variant] = build(folder).variants
-    assert variant.survival.verdict == "lost"
-    assert chosen(folder) == {"local": None}
-    assert build(folder).ship[0].unmet == {"gguf-q2_k": ["the benefit is lost"]}
+    variants = build(make_run(tmp_path / "run")).variants
+    [gone] = [v for v in variants if v.survival.verdict == "lost"]
+    [choice] = choices([gone], Limits(min_tok_s=1))
+    assert choice.target is None and choice.unmet == {gone.target: ["the benefit is lost"]}
+    assert "comes closest: the benefit is lost" in choice.sentence
 
 
 def test_without_a_benefit_nothing_is_recommended(run: Path) -> None:
