@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from edgeft.report import plots
@@ -60,7 +61,7 @@ td:first-child { font-weight: 500; white-space: nowrap; }
 .survives { color: var(--survives); } .partial { color: var(--partial); }
 .lost, .reversed, .no-benefit, .negative-transfer { color: var(--lost); }
 .inconclusive { color: var(--inconclusive); }
-td.verdict, h1 b { font-weight: 650; }
+td.verdict, h1 b { font-weight: 650; } h1 span { white-space: nowrap; }
 details { border-top: 1px solid var(--grid); padding: 10px 0; }
 summary { cursor: pointer; font-weight: 500; }
 summary span { color: var(--muted); font-weight: 400; }
@@ -147,11 +148,12 @@ def _ways(report: Report) -> str:
 
 
 def _verdict(verdict: str) -> str:
-    """The verdict's words in their colours."""
+    """The verdict's words in their colours, and no name broken at its hyphen."""
     said = []
     for part in verdict.split("; "):
         word, space, rest = part.partition(" ")
-        said.append(f'<b class="{escape(word)}">{escape(word)}</b>{space}{escape(rest)}')
+        names = re.sub(r"\S+-[^\s,]+", r"<span>\g<0></span>", escape(rest))
+        said.append(f'<b class="{escape(word)}">{escape(word)}</b>{space}{names}')
     return "; ".join(said)
 
 
